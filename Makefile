@@ -1,0 +1,27 @@
+# Two commands: `make study` runs the whole study on a real model, `make test` runs all the tests. Each sets itself up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quick
+STAMP := $(VENV)/.installed
+
+.PHONY: study test setup clean
+
+study: setup
+	$(BIN)/ssah-lens study --profile quick --model smollm2-135m --out $(OUT)
+
+test: setup
+	$(BIN)/ruff check ssah_lens tests
+	$(BIN)/ssah-lens fetch smollm2-135m
+	$(BIN)/python -m pytest
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ssah-lens needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,notebook]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

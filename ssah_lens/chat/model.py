@@ -1,0 +1,326 @@
+"""`ChatModel`: one set of weights seen twice, plain (to train and save) and bridged (to hook and measure).
+
+The bridged view is a meta-device twin that is given the plain model's own tensors, so an edit or a training step
+is seen in both. Tokens come from our own tokenizer and always travel with their attention mask; padding is on the
+left, so the decision position (the last prompt token) is the last column of every batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ssah_lens.chat import weights
+from ssah_lens.chat.anatomy import Anatomy, anatomy
+from ssah_lens.errors import BadInput
+from ssah_lens.units import UnitGrid
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[m['role']] + m['content'] + '\n\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""Used, and said so, when a model brings no chat template (base models)."""
+
+BATCH_TOKENS = 4096
+"""Padded tokens per batch: large enough for full matrix speed on a CPU, small enough for a laptop."""
+
+
+class Position(IntEnum):
+    """Position class of a token; mean ablation keeps one mean per class."""
+
+    TEMPLATE = 0
+    INSTRUCTION = 1
+    POST_INSTRUCTION = 2
+    RESPONSE = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One unpadded sequence: token ids and the `Position` of each."""
+
+    ids: list[int]
+    positions: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded tokens.
+
+    Attributes:
+        ids: token ids.
+        mask: 1 = a real token.
+        positions: `Position` of each token (TEMPLATE on padding, where `mask` is 0).
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
+
+    @property
+    def response(self) -> Bool[Tensor, "batch pos"]:
+        """True on response tokens."""
+        return (self.positions == Position.RESPONSE) & (self.mask == 1)
+
+    @property
+    def n_response(self) -> int:
+        """Tokens of the longest response in the batch."""
+        return int(self.response.sum(1).max())
+
+
+class ChatModel:
+    """A chat model and its tokenizer.
+
+    Attributes:
+        plain: the transformers model; train and save this one.
+        tokenizer: its tokenizer, left-padding; never the bridge's (which prepends a second BOS).
+        name: what to call the model in results.
+        anatomy: its matrices; `grid` is the shape of its units.
+        turn_end: id of the token that ends an assistant turn in the chat template.
+    """
+
+    def __init__(self, plain: torch.nn.Module, tokenizer, name: str) -> None:
+        self.plain = plain.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.anatomy: Anatomy = anatomy(plain)
+        self.grid: UnitGrid = self.anatomy.grid
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.has_chat_template = tokenizer.chat_template is not None
+        if not self.has_chat_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.turn_end = self._find_turn_end()
+        self._positions: Int[Tensor, "batch pos"] | None = None
+
+    @classmethod
+    def load(cls, model: str, device: str = "cpu", dtype: str = "float32", note=None) -> ChatModel:
+        """Loads a built-in name, a folder, a GGUF file or a hub id.
+
+        Args:
+            model: what to load.
+            device: where to.
+            dtype: 'float32' or 'bfloat16'.
+            note: called with a line of text when something slow (a first download) happens.
+
+        Raises:
+            BadInput: no such model, damaged or unsupported weights, an unknown dtype.
+        """
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in dtypes:
+            raise BadInput(f"no dtype '{dtype}': allowed are {', '.join(dtypes)}")
+        source = weights.resolve(model, note=note)
+        plain, tokenizer = weights.load_plain(source, dtypes[dtype])
+        try:
+            plain = plain.to(device)
+        except (RuntimeError, AssertionError) as e:
+            raise BadInput(f"device '{device}' cannot be used: {str(e).splitlines()[0]}; try --device cpu") from e
+        return cls(plain, tokenizer, source.name)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.plain.parameters()).device
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """The TransformerLens view: the same tensors, with hook points."""
+        from transformer_lens.model_bridge import TransformerBridge
+
+        with torch.device("meta"):
+            twin = type(self.plain)(copy.deepcopy(self.plain.config))
+        twin.config._attn_implementation = "eager"
+        twin.load_state_dict(self.plain.state_dict(keep_vars=True), assign=True)
+        twin.tie_weights()
+        for name, buffer in self.plain.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            twin.get_submodule(owner)._buffers[leaf] = buffer
+        return TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=self.tokenizer)
+
+    # ---- text to tokens
+
+    def render(self, prompt: str, system: str | None = None) -> str:
+        """The chat template around one user turn, up to the generation prompt."""
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def prompt_tokens(self, prompt: str, system: str | None = None) -> tuple[list[int], list[int]]:
+        """Token ids of the rendered prompt and the `Position` of each."""
+        text = self.render(prompt, system)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        # Templates may strip the user's text; the last occurrence is the user's turn.
+        start = text.rfind(prompt.strip())
+        end = start + len(prompt.strip())
+        positions = [
+            Position.POST_INSTRUCTION if low >= end else Position.INSTRUCTION if high > start else Position.TEMPLATE
+            for low, high in encoded["offset_mapping"]
+        ]
+        return encoded["input_ids"], [int(p) for p in positions]
+
+    def response_tokens(self, text: str, ended: bool = True) -> list[int]:
+        """Token ids of a response as the model would write it; `ended` adds the token that ends the turn."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids + [self.turn_end] if ended else ids
+
+    def rows(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[int]] | None = None, system: str | None = None
+    ) -> list[Row]:
+        """Chat-templated prompts, each followed by its response's token ids when given."""
+        out = []
+        for i, prompt in enumerate(prompts):
+            ids, positions = self.prompt_tokens(prompt, system)
+            answer = list(responses[i]) if responses is not None else []
+            out.append(Row(ids + answer, positions + [int(Position.RESPONSE)] * len(answer)))
+        return out
+
+    def text_rows(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Row]:
+        """Plain text, no chat template: continuation tokens count as RESPONSE, context tokens as INSTRUCTION."""
+        out = []
+        for context, continuation in zip(contexts, continuations, strict=True):
+            before = self.tokenizer(context, add_special_tokens=False)["input_ids"] or [self.turn_end]
+            after = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+            out.append(
+                Row(before + after, [int(Position.INSTRUCTION)] * len(before) + [int(Position.RESPONSE)] * len(after))
+            )
+        return out
+
+    def batches(self, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of similar length, longest first, each with the indices of its rows.
+
+        Args:
+            rows: from `rows` or `text_rows`.
+            batch_tokens: padded tokens per batch.
+        """
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+        while order:
+            size = max(1, batch_tokens // len(rows[order[0]].ids))
+            chosen, order = order[:size], order[size:]
+            yield chosen, self.pad([rows[i] for i in chosen])
+
+    def pad(self, rows: Sequence[Row]) -> Batch:
+        """One left-padded batch of these rows, in their order."""
+        length = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            start = length - len(row.ids)
+            ids[i, start:] = torch.tensor(row.ids)
+            mask[i, start:] = 1
+            positions[i, start:] = torch.tensor(row.positions)
+        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device))
+
+    # ---- running
+
+    @contextmanager
+    def reading(self, batch: Batch) -> Iterator[None]:
+        """Makes the batch's position classes known to hooks while it runs."""
+        before, self._positions = self._positions, batch.positions
+        try:
+            yield
+        finally:
+            self._positions = before
+
+    def positions_of(self, n_pos: int) -> Int[Tensor, "batch pos"]:
+        """Position classes of the tokens in the forward pass under way; a decoding step is all RESPONSE.
+
+        Raises:
+            BadInput: nothing runs through this ChatModel, so positions are unknown.
+        """
+        if self._positions is None:
+            raise BadInput(
+                "position classes are known only inside ChatModel.logits() and generate(); run the model through them"
+            )
+        if self._positions.shape[1] == n_pos:
+            return self._positions
+        return torch.full((self._positions.shape[0], n_pos), int(Position.RESPONSE), device=self._positions.device)
+
+    def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "batch keep vocab"]:
+        """Logits of the last `keep` positions only: the unembedding of a small model costs as much as its blocks."""
+        with self.reading(batch):
+            return self.bridge.original_model(
+                input_ids=batch.ids, attention_mask=batch.mask, logits_to_keep=keep, use_cache=False
+            ).logits
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 24,
+        batch_tokens: int = BATCH_TOKENS,
+        system: str | None = None,
+        what: str = "generating",
+        sample_seed: int | None = None,
+        prefix: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Responses as token ids, in the order of the prompts; the token that ends the turn is left out.
+
+        Args:
+            prompts: user turns.
+            max_new_tokens: longest response.
+            batch_tokens: padded prompt tokens per batch.
+            system: system prompt; None leaves the template's own default.
+            what: label of the progress bar.
+            sample_seed: None for greedy decoding; a seed samples from the model's own distribution (temperature 1).
+            prefix: token ids that every response is made to begin with; they are part of what is returned.
+        """
+        from transformers import GenerationConfig
+
+        from ssah_lens.progress import progress
+
+        # A fresh configuration: a model's own may sample or punish repetition.
+        stop = sorted({self.turn_end, *_as_list(self.tokenizer.eos_token_id)})
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens - len(prefix),
+            eos_token_id=stop,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **({"do_sample": False} if sample_seed is None else {"do_sample": True, "top_k": 0}),
+        )
+        out: list[list[int]] = [[] for _ in prompts]
+        rows = self.rows(prompts, [prefix] * len(prompts), system)
+        for chosen, batch in progress(list(self.batches(rows, batch_tokens)), what):
+            with self.reading(batch), _seeded(sample_seed):
+                tokens = self.bridge.original_model.generate(
+                    input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
+                )
+            for i, row in zip(chosen, tokens[:, batch.ids.shape[1] :].tolist(), strict=True):
+                ends = [k for k, t in enumerate(row) if t in stop]
+                out[i] = [*prefix, *(row[: ends[0]] if ends else row)]
+        return out
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Decoded response text."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    def _find_turn_end(self) -> int:
+        probe = "\u2603snowman"
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}], tokenize=False
+        )
+        after = self.tokenizer(text[text.rindex(probe) + len(probe) :], add_special_tokens=False)["input_ids"]
+        special = [t for t in after[:1] if t in self.tokenizer.all_special_ids]
+        return special[0] if special else _as_list(self.tokenizer.eos_token_id)[0]
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """torch's generator seeded inside, and as it was afterwards."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _as_list(value: int | Sequence[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)

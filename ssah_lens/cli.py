@@ -1,0 +1,538 @@
+"""The command line: parse, call study, print. Standard output carries the answer only; notes go to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from ssah_lens.errors import BadInput, SsahLensError
+
+app = typer.Typer(
+    help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="The shipped prompt collection.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Model = Annotated[str, typer.Argument(help="built-in name, folder, .gguf file or hub id")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no notes and no progress bars")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of everything random")]
+OptionalFile = Annotated[Optional[Path], typer.Option(help="prompt file; the shipped collection when not given")]
+Roles = Annotated[str, typer.Option("--roles", help="SCU, UCU, CU, RU; several separated by commas")]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """How to talk to the user."""
+
+    json: bool
+    quiet: bool
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def answer(self, result: Any, table: Callable[[], None]) -> None:
+        """The JSON object, or a table for people."""
+        if self.json:
+            print(json.dumps(result if isinstance(result, dict) else asdict(result), allow_nan=False))
+        else:
+            table()
+
+
+def _run(shell: Shell, work: Callable[[], Any]) -> Any:
+    """Runs with progress bars on or off, and transformers' own chatter off."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ssah_lens.progress import quiet
+
+    with quiet(shell.quiet):
+        return work()
+
+
+def _loader(shell: Shell, device: str, dtype: str) -> Callable[[str], Any]:
+    def load(name: str):
+        from transformers.utils import logging
+
+        from ssah_lens.chat.model import ChatModel
+
+        logging.disable_progress_bar()
+        shell.note(f"loading {name} ...")
+        return ChatModel.load(name, device, dtype, note=shell.note)
+
+    return load
+
+
+# ---- weights and data
+
+
+@app.command()
+def models(json_: Json = False, quiet: Quiet = False) -> None:
+    """Built-in models: sizes, licences, what is cached."""
+    from ssah_lens.chat.built_in import BUILT_IN, cached_folder, is_cached
+
+    rows = [
+        {
+            "name": b.name,
+            "parameters": b.parameters,
+            "download_bytes": b.n_bytes,
+            "licence": b.licence,
+            "aligned": b.aligned,
+            "description": b.description,
+            "cached": is_cached(b.name),
+            "folder": str(cached_folder(b.name)),
+        }
+        for b in BUILT_IN.values()
+    ]
+
+    def table() -> None:
+        _table(
+            "Built-in models",
+            ["name", "parameters", "download", "licence", "aligned", "cached"],
+            [
+                [
+                    r["name"],
+                    f"{r['parameters'] / 1e6:.0f}M",
+                    f"{r['download_bytes'] / 1e6:.0f} MB",
+                    r["licence"],
+                    r["aligned"],
+                    "yes" if r["cached"] else "no",
+                ]
+                for r in rows
+            ],
+        )
+
+    Shell(json_, quiet).answer({"models": rows}, table)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="built-in name")], json_: Json = False, quiet: Quiet = False
+) -> None:
+    """Downloads a built-in model, checks it and keeps it as safetensors."""
+    from ssah_lens.chat import built_in
+
+    shell = Shell(json_, quiet)
+    folder = _run(shell, lambda: built_in.fetch(name, shell.note))
+    shell.answer({"name": name, "folder": str(folder)}, lambda: print(folder))
+
+
+@data_app.command("check")
+def data_check(json_: Json = False, quiet: Quiet = False) -> None:
+    """Validates the shipped collection."""
+    from ssah_lens.chat.check import check_collection
+
+    counts = check_collection()
+    Shell(json_, quiet).answer(
+        {"files": counts},
+        lambda: _table(
+            "Shipped collection: no problems",
+            ["file", "rows", "by split"],
+            [[n, str(c["rows"]), ", ".join(f"{k} {v}" for k, v in c["splits"].items())] for n, c in counts.items()],
+        ),
+    )
+
+
+# ---- the study
+
+
+@app.command()
+def study(
+    model: Annotated[str, typer.Option("--model", help="built-in name, folder, .gguf file or hub id")] = "smollm2-135m",
+    unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="its unaligned counterpart")] = None,
+    profile: Annotated[Optional[str], typer.Option("--profile", help="quick, standard, full")] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", help="TOML over the profile")] = None,
+    out: Annotated[Path, typer.Option("--out", help="run folder; an interrupted run resumes there")] = Path(
+        "runs/study"
+    ),
+    stages: Annotated[Optional[str], typer.Option("--stages", help="some stages only, separated by commas")] = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,
+    device: Annotated[Optional[str], typer.Option("--device")] = None,
+    dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole study: align, refusal, units, ablate, freeze, report."""
+    from ssah_lens.config import study_config
+
+    shell = Shell(json_, quiet)
+    given = {"model": model, "unaligned": unaligned, "profile": profile, "seed": seed, "device": device, "dtype": dtype}
+    if config and model == "smollm2-135m":
+        del given["model"]  # the default does not override the file
+    resolved = study_config(config, **given)
+    chosen = [s.strip() for s in stages.split(",") if s.strip()] if stages else None
+
+    def work():
+        from ssah_lens.study.runner import run_study
+
+        return run_study(resolved, out, chosen, shell.note)
+
+    results = _run(shell, work)
+    report_file = out / "report.html"
+
+    def table() -> None:
+        _table(
+            "Scorecard",
+            ["", "claim", "effect", "control", "verdict"],
+            [
+                [r.id, r.claim, _estimate(r.effect), _estimate(r.control) if r.control else "", str(r.verdict)]
+                for r in results.scorecard
+            ],
+        )
+        if report_file.is_file():
+            print(f"report: {report_file}")
+
+    shell.answer(
+        {"out": str(out), "report": str(report_file), "scorecard": [asdict(r) for r in results.scorecard]}, table
+    )
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="run folder")], json_: Json = False, quiet: Quiet = False
+) -> None:
+    """Draws the figures and the report of a run folder again."""
+    from ssah_lens.study.record import RunFolder
+    from ssah_lens.study.runner import run_study
+
+    shell = Shell(json_, quiet)
+    config = RunFolder.existing(directory).config
+    _run(shell, lambda: run_study(config, directory, ["report"], shell.note))
+    file = directory / "report.html"
+    shell.answer({"report": str(file)}, lambda: print(f"report: {file}"))
+
+
+# ---- single commands
+
+
+@app.command()
+def refusal(
+    model: Model,
+    harmful: Annotated[Path, typer.Option("--harmful", help="prompt file")],
+    harmless: OptionalFile = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
+    judge: Annotated[str, typer.Option("--judge")] = "keyword",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How often the model refuses harmful and harmless prompts."""
+    from ssah_lens.study import commands
+
+    shell = Shell(json_, quiet)
+    commands.check_judge(judge)
+    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
+    result = _run(
+        shell, lambda: commands.run_refusal(_loader(shell, device, dtype)(model), *files, judge, max_new_tokens)
+    )
+
+    def table() -> None:
+        sides = [("harmful", result.harmful)] + ([("harmless", result.harmless)] if result.harmless else [])
+        _table(
+            f"{result.model}, judge {judge}",
+            ["prompts", "refused", "fulfilled", "incoherent", "n"],
+            [
+                [n, _estimate(o.refused), _estimate(o.fulfilled), _estimate(o.incoherent), str(o.refused.n)]
+                for n, o in sides
+            ],
+        )
+
+    shell.answer(result, table)
+
+
+@app.command()
+def align(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="new folder for the aligned model")],
+    harmful: OptionalFile = None,
+    harmless: OptionalFile = None,
+    train_only: Annotated[
+        Optional[Path], typer.Option("--train-only", help="units file: only these roles' parameters change")
+    ] = None,
+    roles: Roles = "RU",
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teaches an unaligned model to refuse harmful prompts, and saves it."""
+    from ssah_lens.config import AlignConfig
+    from ssah_lens.study import commands
+    from ssah_lens.units import parse_roles
+
+    shell = Shell(json_, quiet)
+    only = (train_only, parse_roles(roles)) if train_only else None
+    files = [commands.read_limited(f, None) for f in (harmful, harmless)]
+    config = AlignConfig(steps=steps) if steps else AlignConfig()
+    load = _loader(shell, device, dtype)
+    shell.note(
+        f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
+    )
+    result = _run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed))
+    shell.answer(result, lambda: _training_table(result))
+
+
+@app.command()
+def units(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="units file, .parquet")],
+    score: Annotated[str, typer.Option("--score", help="mask, wifv")] = "mask",
+    unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="counterpart that fulfils")] = None,
+    safety: OptionalFile = None,
+    utility: OptionalFile = None,
+    layers: Annotated[
+        Optional[str], typer.Option("--layers", help="A-B: only these layers' units become SCU, UCU or RU")
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=8, help="calibration prompts on each side")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Scores every neuron and head and labels it SCU, UCU, CU or RU."""
+    from ssah_lens.config import UnitsConfig
+    from ssah_lens.score import score as known_score
+    from ssah_lens.study import commands
+
+    shell = Shell(json_, quiet)
+    known_score(score)
+    span = _layers(layers)
+    files = [commands.read_limited(f, None) for f in (safety, utility)]
+    config = UnitsConfig(score=score, calibration=limit or UnitsConfig().calibration)
+    load = _loader(shell, device, dtype)
+
+    def work():
+        aligned = load(model)
+        if span and span.stop > aligned.grid.n_layers:
+            raise BadInput(f"--layers {layers}: the model has layers 0-{aligned.grid.n_layers - 1}")
+        return commands.run_units(aligned, load(unaligned) if unaligned else None, out, *files, config, span, seed)
+
+    result = _run(shell, work)
+    shell.answer(
+        result,
+        lambda: _table(
+            f"Units by {result.score}, in {result.out}",
+            ["role", "units", "share of units", "share of parameters"],
+            [[r, str(s.n), f"{s.units:.2%}", f"{s.parameters:.2%}"] for r, s in result.roles.items()],
+        ),
+    )
+
+
+@app.command()
+def ablate(
+    model: Model,
+    units: Annotated[Path, typer.Option("--units", help="units file")],
+    harmful: Annotated[Path, typer.Option("--harmful", help="prompt file")],
+    harmless: Annotated[Path, typer.Option("--harmless", help="prompt file")],
+    roles: Roles = "SCU",
+    mode: Annotated[str, typer.Option("--mode", help="mean, zero")] = "mean",
+    controls: Annotated[int, typer.Option("--controls", min=1, help="matched random sets to generate with")] = 3,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measures the model without the units of a role, beside matched random sets."""
+    from ssah_lens.config import AblateConfig
+    from ssah_lens.intervene import MODES
+    from ssah_lens.study import commands
+    from ssah_lens.units import parse_roles
+
+    shell = Shell(json_, quiet)
+    chosen = parse_roles(roles)
+    if mode not in MODES:
+        raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
+    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
+    config = AblateConfig(controls=controls)
+    load = _loader(shell, device, dtype)
+    result = _run(
+        shell, lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed)
+    )
+
+    def table() -> None:
+        rows = [("undamaged", result.baseline), (f"without {roles}", result.ablated)]
+        rows += [(f"without random twin {i + 1}", b) for i, b in enumerate(result.controls)]
+        _table(
+            f"{result.share.units:.2%} of units, {result.share.parameters:.2%} of parameters, {mode} ablation",
+            ["", "harmful refused", "incoherent", "harmless refused", "perplexity of answers"],
+            [
+                [
+                    n,
+                    _estimate(b.harmful.refused),
+                    _estimate(b.harmful.incoherent),
+                    _estimate(b.harmless.refused),
+                    f"{b.utility.answer_perplexity.value:.2f}",
+                ]
+                for n, b in rows
+            ],
+        )
+
+    shell.answer(result, table)
+
+
+@app.command()
+def finetune(
+    model: Model,
+    data: Annotated[Path, typer.Option("--data", help="prompts with answers")],
+    out: Annotated[Path, typer.Option("--out", help="new folder for the tuned model")],
+    freeze: Annotated[
+        Optional[Path], typer.Option("--freeze", help="units file: these roles' parameters are held")
+    ] = None,
+    roles: Annotated[
+        Optional[str], typer.Option("--roles", help="default: SCU with --freeze, RU with --train-only")
+    ] = None,
+    top_cu: Annotated[
+        float, typer.Option("--top-cu", min=0, max=1, help="also this share of all units, the safest CU")
+    ] = 0.0,
+    train_only: Annotated[
+        Optional[Path], typer.Option("--train-only", help="units file: only these roles' parameters change")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="full")] = "full",
+    epochs: Annotated[float, typer.Option("--epochs", min=0.01)] = 1.0,
+    lr: Annotated[float, typer.Option("--lr")] = 5e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 8,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tunes on your data, safety units frozen if asked, and says what became of safety."""
+    from ssah_lens.study import commands
+    from ssah_lens.units import parse_roles
+
+    shell = Shell(json_, quiet)
+    if method != "full":
+        raise BadInput(f"no method '{method}': allowed is full (with --freeze or --train-only)")
+    if not 0 < lr < 1:
+        raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")
+    prompts = commands.read_limited(data, None, need_answers=True)
+    frozen = (freeze, parse_roles(roles or "SCU"), top_cu) if freeze else None
+    only = (train_only, parse_roles(roles or "RU")) if train_only else None
+    load = _loader(shell, device, dtype)
+    result = _run(
+        shell,
+        lambda: commands.run_finetune(lambda: load(model), prompts, out, frozen, only, epochs, lr, batch_size, seed),
+    )
+    fell = result.before.harmful.refused.value - result.after.harmful.refused.value
+    if fell > 0.05:
+        shell.note(
+            f"warning: refusals of harmful prompts fell by {fell * 100:.0f} points; the tuned model is less safe"
+        )
+    shell.answer(result, lambda: _training_table(result))
+
+
+# ---- printing
+
+
+def _layers(text: str | None) -> range | None:
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    try:
+        span = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise BadInput(f"--layers '{text}' is not A-B, for example 10-20") from None
+    if not len(span) or span.start < 0:
+        raise BadInput(f"--layers '{text}' is empty; give A-B with A at most B")
+    return span
+
+
+def _estimate(e: Any) -> str:
+    if e.low is None:
+        return f"{e.value:.2f}"
+    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+
+
+def _training_table(result: Any) -> None:
+    loss = lambda v: "" if v is None else f"{v:.3f}"
+    _table(
+        f"saved in {result.out}",
+        ["", "harmful refused", "ordinary refused", "validation loss"],
+        [
+            [n, _estimate(c.harmful.refused), _estimate(c.harmless.refused), loss(c.validation_loss)]
+            for n, c in (("before", result.before), ("after", result.after))
+        ],
+    )
+    if getattr(result, "frozen", None) and result.frozen.parameters:
+        print(
+            f"frozen: {result.frozen.parameters} parameters ({result.frozen.share:.1%} of block parameters), bit-identical afterwards"
+        )
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left")
+    for c in columns:
+        drawn.add_column(c)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))  # Text: a name is never read as markup
+    Console().print(drawn)
+
+
+# ---- entry
+
+
+def main() -> NoReturn:
+    """Entry point: exit status 0 done, 2 bad input (one line), 1 a fault of ours, 130 interrupted."""
+    from typer.exceptions import TyperException
+
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except BadInput as e:
+        code = _complain(str(e), 2)
+    except TyperException as e:
+        if e.format_message().startswith("Usage:"):  # a group without a command: its help
+            print(e.format_message(), file=sys.stderr)
+            sys.exit(2)
+        code = _complain(e.format_message(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted; finished stages are kept, the same command resumes", 130)
+    except SsahLensError as e:
+        code = _complain(str(e), 1)
+    except Exception as e:
+        if os.environ.get("SSAH_LENS_DEBUG"):
+            raise
+        what = f"{type(e).__name__}: {e}"
+        code = _complain(f"a fault of ours: {what}; please report it, with SSAH_LENS_DEBUG=1 for the traceback", 1)
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    print("ssah-lens: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

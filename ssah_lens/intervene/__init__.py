@@ -1,0 +1,4 @@
+"""What we do to a model while it runs."""
+
+MODES = ("mean", "zero")
+"""What an ablated unit is replaced by."""

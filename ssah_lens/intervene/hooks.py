@@ -1,0 +1,102 @@
+"""What we do to a model's units while it runs: gates and ablations, through TransformerLens hooks.
+
+Every edit is `x' = g x + (1 - g) fill`: a gate g per unit (1 keeps the unit, 0 puts the fill in its place). Ablation is
+the hard gate; the learnt gate of `score/mask.py` is the soft one. Hook functions return new tensors, and only the hooks
+added here are taken away again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.errors import BadInput
+from ssah_lens.intervene import MODES
+from ssah_lens.intervene.moments import Moments
+from ssah_lens.units import Kind, UnitSet
+
+
+def check_mode(mode: str) -> None:
+    """Raises BadInput when `mode` is no way to ablate."""
+    if mode not in MODES:
+        raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
+
+
+def fills(model: ChatModel, moments: Moments | None, mode: str) -> dict[Kind, Float[Tensor, "layer position channel"]]:
+    """What takes a unit's place: zeros, or the mean activation of its position class.
+
+    Args:
+        model: the model to be edited.
+        moments: activation statistics of the same model; needed for 'mean'.
+        mode: 'mean' or 'zero'.
+    """
+    check_mode(mode)
+    if moments is None:
+        if mode == "mean":
+            raise BadInput("mean ablation needs activation moments; collect them, or use mode 'zero'")
+        grid, d_head = model.grid, model.anatomy.d_head
+        width = {Kind.MLP: grid.d_mlp, Kind.HEAD: grid.n_heads * d_head}
+        return {k: torch.zeros(grid.n_layers, 1, width[k], device=model.device) for k in Kind}
+    keep = 1.0 if mode == "mean" else 0.0
+    return {k: (moments.mean[k] * keep).to(model.device, torch.float32) for k in Kind}
+
+
+@contextmanager
+def gated(
+    model: ChatModel,
+    gates: Mapping[Kind, Float[Tensor, "layer unit"]],
+    fill: Mapping[Kind, Float[Tensor, "layer position channel"]],
+    layers: Mapping[Kind, list[int]] | None = None,
+) -> Iterator[None]:
+    """Runs the model with every unit multiplied by its gate and its fill by one minus it, at every position.
+
+    Args:
+        model: run it inside through `logits` and `generate`.
+        gates: 1 keeps a unit, 0 replaces it; gradients flow into them.
+        fill: what replaces it, per position class (one row serves all classes).
+        layers: layers that need a hook; all when None.
+    """
+    hooks = [
+        (kind.hook(layer), _gate_hook(model, kind, gates[kind][layer], fill[kind][layer]))
+        for kind in Kind
+        for layer in (range(model.grid.n_layers) if layers is None else layers[kind])
+    ]
+    with model.bridge.hooks(fwd_hooks=hooks):
+        yield
+
+
+@contextmanager
+def ablated(model: ChatModel, units: UnitSet, mode: str = "mean", moments: Moments | None = None) -> Iterator[None]:
+    """Runs the model without these units, at every position and every generation step.
+
+    Args:
+        model: run it inside through `logits` and `generate`.
+        units: what to ablate.
+        mode: 'mean' (the mean of the position class, our default) or 'zero'.
+        moments: the means, for 'mean'.
+    """
+    if units.grid != model.grid:
+        raise BadInput("these units belong to a model of another shape")
+    gates = {k: torch.as_tensor(~m, device=model.device).float() for k, m in units.masks.items()}
+    layers = {k: [int(i) for i in m.any(1).nonzero()[0]] for k, m in units.masks.items()}
+    with gated(model, gates, fills(model, moments if mode == "mean" else None, mode), layers):
+        yield
+
+
+def _gate_hook(
+    model: ChatModel, kind: Kind, gate: Float[Tensor, " unit"], fill: Float[Tensor, "position channel"]
+) -> Callable[..., Tensor]:
+    def hook(activation: Tensor, hook) -> Tensor:
+        put = fill[model.positions_of(activation.shape[1])] if fill.shape[0] > 1 else fill[0]
+        g = gate.to(activation.dtype)
+        if kind is Kind.HEAD:
+            put, g = put.unflatten(-1, activation.shape[-2:]), g[:, None]
+        # Exact at both ends: g = 1 leaves the bits of the activation, g = 0 leaves those of the fill.
+        return activation * g + put.to(activation.dtype) * (1 - g)
+
+    return hook

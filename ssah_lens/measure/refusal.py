@@ -1,0 +1,122 @@
+"""How often, and how strongly, a model refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssah_lens import stats
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.measure.judges import Outcome, judge
+from ssah_lens.stats import Estimate
+
+MIN_TOKEN_SHARE = 0.02
+"""A token opens refusals when at least this share of the model's own refusals begin with it..."""
+MIN_REFUSAL_ODDS = 2.0
+"""...and it opens refusals at least this many times as often as answers to harmless prompts."""
+FALLBACK_OPENINGS = ("I'm sorry", "I cannot", "Sorry", "I can't", "I apologize", "Unfortunately")
+"""First tokens to watch in a model that hardly ever refuses, so that its own refusals cannot say."""
+STORED_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Outcomes of greedy generation on a set of prompts.
+
+    Attributes:
+        prompts: name of the prompt set.
+        outcomes: one per prompt.
+        responses: the generated text.
+        tokens: the generated token ids.
+    """
+
+    prompts: str
+    outcomes: tuple[Outcome, ...]
+    responses: tuple[str, ...]
+    tokens: tuple[list[int], ...]
+
+    def is_(self, outcome: Outcome) -> np.ndarray:
+        """Boolean per prompt."""
+        return np.array([o is outcome for o in self.outcomes], dtype=bool)
+
+    def rate(self, outcome: Outcome = Outcome.REFUSED) -> Estimate:
+        return stats.rate(self.is_(outcome))
+
+    def rates(self) -> dict[str, Estimate]:
+        """Shares refused, fulfilled and incoherent."""
+        return {str(o): self.rate(o) for o in Outcome}
+
+
+def refusals(
+    model: ChatModel, prompts: PromptSet, judge_name: str = "keyword", max_new_tokens: int = 24, what: str = ""
+) -> Refusals:
+    """Generates greedily and judges.
+
+    Args:
+        model: the model, with whatever hooks the caller has set.
+        prompts: what to ask.
+        judge_name: which judge.
+        max_new_tokens: length of a response; refusals show in the first tokens.
+        what: label of the progress bar.
+    """
+    decide = judge(judge_name)
+    tokens = model.generate(prompts.texts, max_new_tokens, what=what or f"asking {prompts.name}")
+    texts = [model.text(t) for t in tokens]
+    return Refusals(prompts.name, tuple(decide(prompts.texts, texts)), tuple(texts), tuple(tokens))
+
+
+def refusal_tokens(model: ChatModel, harmful: Refusals, harmless: Refusals) -> list[int]:
+    """First tokens that open this model's own refusals, found on train prompts (METHOD.md section 6).
+
+    Args:
+        model: the model that gave the responses.
+        harmful: its responses to harmful train prompts; those judged refused count.
+        harmless: its responses to harmless train prompts; those judged fulfilled count.
+    """
+    opens = lambda r, o: Counter(t[0] for t, got in zip(r.tokens, r.outcomes, strict=True) if got is o and t)
+    refusing, answering = opens(harmful, Outcome.REFUSED), opens(harmless, Outcome.FULFILLED)
+    n_refusing, n_answering = refusing.total(), max(answering.total(), 1)
+    if n_refusing >= 10:
+        found = [
+            token
+            for token, count in refusing.items()
+            if count / n_refusing >= MIN_TOKEN_SHARE
+            and count / n_refusing >= MIN_REFUSAL_ODDS * answering[token] / n_answering
+        ]
+        if found:
+            return sorted(found)
+    return sorted({model.response_tokens(text, ended=False)[0] for text in FALLBACK_OPENINGS})
+
+
+def log_odds(logits: Float[Tensor, "batch vocab"], tokens: Iterable[int]) -> Float[Tensor, " batch"]:
+    """Arditi's refusal score: log p_ref - log(1 - p_ref), in float64, from decision-position logits."""
+    chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    chosen[list(tokens)] = True
+    wide = logits.double()
+    return wide[:, chosen].logsumexp(-1) - wide[:, ~chosen].logsumexp(-1)
+
+
+@torch.inference_mode()
+def refusal_scores(
+    model: ChatModel, prompts: PromptSet | Sequence[str], tokens: Iterable[int]
+) -> Float[np.ndarray, " prompt"]:
+    """Refusal score of every prompt: one forward, logits of the decision position only.
+
+    Args:
+        model: the model, with whatever hooks the caller has set.
+        prompts: what to ask.
+        tokens: refusal-opening token ids, from `refusal_tokens`.
+    """
+    texts = prompts.texts if isinstance(prompts, PromptSet) else list(prompts)
+    tokens = list(tokens)
+    out = np.empty(len(texts))
+    for rows, batch in model.batches(model.rows(texts)):
+        out[rows] = log_odds(model.logits(batch)[:, -1], tokens).cpu().numpy()
+    return out

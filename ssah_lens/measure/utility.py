@@ -1,0 +1,137 @@
+"""What a model is still good for: loss on answers and prose, multiple choice, KL to the undamaged model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssah_lens import stats
+from ssah_lens.chat.model import Batch, ChatModel, Row
+from ssah_lens.chat.prompts import shipped
+from ssah_lens.stats import Estimate
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Negative log-likelihood of given responses.
+
+    Attributes:
+        nll: summed over the response's tokens, in nats.
+        tokens: how many tokens were scored.
+    """
+
+    nll: Float[np.ndarray, " row"]
+    tokens: Int[np.ndarray, " row"]
+
+    @property
+    def per_token(self) -> Float[np.ndarray, " row"]:
+        return self.nll / np.maximum(self.tokens, 1)
+
+    @property
+    def mean(self) -> float:
+        """Nats per token over all tokens."""
+        return float(self.nll.sum() / max(self.tokens.sum(), 1))
+
+    @property
+    def perplexity(self) -> Estimate:
+        return stats.perplexity(self.nll, self.tokens)
+
+
+def response_nll(logits: Float[Tensor, "batch keep vocab"], batch: Batch) -> Float[Tensor, "batch response"]:
+    """Negative log-likelihood of each response token, 0 where a row has none.
+
+    Args:
+        logits: of the last `batch.n_response + 1` positions.
+        batch: the tokens that were run; responses are the last tokens of every row.
+    """
+    n = batch.n_response
+    targets, scored = batch.ids[:, -n:], batch.response[:, -n:]
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+    return nll * scored
+
+
+@torch.inference_mode()
+def losses(model: ChatModel, rows: Sequence[Row]) -> Losses:
+    """Scores the RESPONSE tokens of each row; only their logits are computed."""
+    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    for chosen, batch in model.batches(rows, batch_tokens=2048):
+        per_token = response_nll(model.logits(batch, keep=batch.n_response + 1), batch)
+        nll[chosen] = per_token.double().sum(1).cpu().numpy()
+        tokens[chosen] = batch.response.sum(1).cpu().numpy()
+    return Losses(nll, tokens)
+
+
+def prose_losses(model: ChatModel, limit: int | None = None) -> Losses:
+    """Losses on the shipped prose, read as plain text without a chat template."""
+    texts = [r["text"] for r in shipped("prose")][:limit]
+    return losses(model, model.text_rows([""] * len(texts), texts))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Multiple-choice results.
+
+    Attributes:
+        tasks: sub-test of each item.
+        correct: whether the right option had the highest length-normalised log-probability.
+        chance: accuracy of guessing.
+    """
+
+    tasks: tuple[str, ...]
+    correct: np.ndarray
+    chance: float
+
+    @property
+    def accuracy(self) -> Estimate:
+        return stats.rate(self.correct)
+
+    def by_task(self) -> dict[str, Estimate]:
+        tasks = np.array(self.tasks)
+        return {t: stats.rate(self.correct[tasks == t]) for t in dict.fromkeys(self.tasks)}
+
+
+def choices(model: ChatModel, limit: int | None = None) -> Choices:
+    """Multiple choice by log-probability of each option per token, without a chat template.
+
+    Args:
+        model: the model, with whatever hooks the caller has set.
+        limit: items, taken evenly over the sub-tests; None for all.
+    """
+    items = shipped("choices")
+    if limit is not None and limit < len(items):
+        items = [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
+    contexts, options = [], []
+    for item in items:
+        question = item["question"]
+        context = f"Question: {question}\nAnswer:" if question.endswith("?") else question
+        contexts += [context] * len(item["options"])
+        options += [" " + o for o in item["options"]]
+    score = -losses(model, model.text_rows(contexts, options)).per_token
+    ends = np.cumsum([len(i["options"]) for i in items])
+    picked = [int(np.argmax(s)) for s in np.split(score, ends[:-1])]
+    correct = np.array([p == i["answer"] for p, i in zip(picked, items, strict=True)])
+    return Choices(tuple(i["task"] for i in items), correct, float(np.mean([1 / len(i["options"]) for i in items])))
+
+
+@torch.inference_mode()
+def decision_log_probs(model: ChatModel, prompts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
+    """Log-probabilities of the first response token."""
+    out = None
+    for rows, batch in model.batches(model.rows(prompts)):
+        found = model.logits(batch)[:, -1].float().log_softmax(-1)
+        out = found.new_empty(len(prompts), found.shape[-1]) if out is None else out
+        out[rows] = found
+    return out
+
+
+def kl(
+    reference: Float[Tensor, "prompt vocab"], changed: Float[Tensor, "prompt vocab"]
+) -> Float[np.ndarray, " prompt"]:
+    """KL(reference || changed) per prompt in nats, from log-probabilities."""
+    p, q = reference.double(), changed.double()
+    return (p.exp() * (p - q)).sum(-1).cpu().numpy()

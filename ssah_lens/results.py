@@ -1,0 +1,366 @@
+"""The labelled results that studies return, records keep and figures draw. No computation here.
+
+Rates are shares of prompts (0 to 1); refusal scores are log-odds in nats; losses are nats per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ssah_lens.stats import Estimate
+
+SCHEMA = 1
+"""Version of `results.json`; an older run folder is read or refused by it."""
+
+
+class Verdict(StrEnum):
+    """What the measurement says of a hypothesis."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    NOT_SETTLED = "not settled"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of a set of prompts."""
+
+    refused: Estimate
+    fulfilled: Estimate
+    incoherent: Estimate
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What the model is still good for.
+
+    Attributes:
+        answer_perplexity: on harmless test prompts, of the answers that the undamaged model gives to them.
+        written_perplexity: on the same prompts, of answers written by people.
+        choices: multiple-choice accuracy; None where it was not measured.
+        prose_perplexity: on prose without a chat template; None where it was not measured.
+        kl: KL(undamaged || this) at the decision position of harmless prompts, nats; None for the undamaged model.
+    """
+
+    answer_perplexity: Estimate
+    written_perplexity: Estimate | None = None
+    choices: Estimate | None = None
+    prose_perplexity: Estimate | None = None
+    kl: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What one model does on the test split.
+
+    Attributes:
+        harmful: outcomes on harmful prompts.
+        harmless: outcomes on ordinary instructions (`refused` is over-refusal).
+        twins: outcomes on the harmless twins of harmful prompts; None where not measured.
+        refusal_score: mean log-odds of opening with a refusal, harmful prompts.
+        utility: what else it can do.
+        examples: (prompt, outcome, first characters of the response) for a few harmful prompts.
+    """
+
+    harmful: Outcomes
+    harmless: Outcomes
+    refusal_score: Estimate
+    utility: Utility
+    twins: Outcomes | None = None
+    examples: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run.
+
+    Attributes:
+        losses: one per step.
+        validation_loss: on held-out answers, before and after; None where not measured.
+        examples: how many training examples there were.
+        frozen_parameters: how many parameters were held.
+        frozen_share: the same as a share of block parameters.
+        unchanged: True after a bitwise comparison of all frozen parameters; None when none were frozen.
+    """
+
+    losses: tuple[float, ...]
+    examples: int
+    validation_loss: tuple[float, float] | None = None
+    frozen_parameters: int = 0
+    frozen_share: float = 0.0
+    unchanged: bool | None = None
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """Stage `align`. `training` is None when the given model was aligned already."""
+
+    model: str
+    unaligned: str | None
+    training: Training | None
+    refused_before: Estimate
+    refused_after: Estimate | None
+
+
+@dataclass(frozen=True)
+class RefusalResult:
+    """Stage `refusal`: behaviour of the aligned model and, where there is one, of the unaligned."""
+
+    aligned: Behaviour
+    unaligned: Behaviour | None
+    refusal_tokens: tuple[str, ...]
+    refusal_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SizeChoice:
+    """A candidate size of a role, tried on the validation split.
+
+    Attributes:
+        share: of each kind's units.
+        refused: predicted refusals (decision-position log-odds above 0) with the set ablated.
+        answer_loss: nats per token on the model's own answers with the set ablated.
+    """
+
+    share: float
+    refused: float
+    answer_loss: float
+
+
+@dataclass(frozen=True)
+class RoleSize:
+    """How a role's size was chosen.
+
+    Attributes:
+        chosen: share of each kind's units, before precedence.
+        largest_within_tolerance: the largest candidate that kept the other attribute; None if none did.
+        reached: whether the rule's target was met (otherwise the best candidate within tolerance was taken).
+        curve: all candidates.
+    """
+
+    chosen: float
+    largest_within_tolerance: float | None
+    reached: bool
+    curve: tuple[SizeChoice, ...]
+
+
+@dataclass(frozen=True)
+class RoleShare:
+    """A role's size after precedence.
+
+    Attributes:
+        n: number of units.
+        units: share of all units.
+        parameters: share of block parameters that the units own.
+    """
+
+    n: int
+    units: float
+    parameters: float
+
+
+@dataclass(frozen=True)
+class UnitsResult:
+    """Stage `units`."""
+
+    score: str
+    seconds: float
+    calibration: int
+    validation: int
+    base_refused: float
+    base_answer_loss: float
+    sizes: dict[str, RoleSize]
+    roles: dict[str, RoleShare]
+    by_layer: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One set ablated one way, on the test split.
+
+    Attributes:
+        role: which role, or the role whose random twin this is.
+        mode: 'mean' or 'zero'.
+        control: None for the role itself, else the seed of the matched random set.
+        overlap: share of a control's units that lie in the role (0 where a disjoint twin fits).
+        behaviour: what the damaged model does.
+        refused: whether each harmful prompt was refused, in the order of the test prompts.
+    """
+
+    role: str
+    mode: str
+    control: int | None
+    overlap: float
+    behaviour: Behaviour
+    refused: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class AblateResult:
+    """Stage `ablate`.
+
+    Attributes:
+        baseline: the undamaged model on the same prompts.
+        baseline_refused: per harmful prompt.
+        conditions: roles and their generated controls.
+        score_controls: mean refusal score under each of many matched random sets, per role (mean ablation).
+        shares: size of each role.
+    """
+
+    baseline: Behaviour
+    baseline_refused: tuple[bool, ...]
+    conditions: tuple[Ablation, ...]
+    score_controls: dict[str, list[float]]
+    shares: dict[str, RoleShare]
+
+    def find(self, role: str, mode: str = "mean") -> Ablation:
+        """The role itself ablated in this mode."""
+        return next(c for c in self.conditions if (c.role, c.mode, c.control) == (role, mode, None))
+
+    def controls(self, role: str, mode: str = "mean") -> list[Ablation]:
+        """Its generated random twins."""
+        return [c for c in self.conditions if c.role == role and c.mode == mode and c.control is not None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of fine-tuning, from the same start.
+
+    Attributes:
+        name: 'full', 'freeze SCU + top CU' or 'freeze random'.
+        seed: order of the examples (and of the random set).
+        training: losses, and what was frozen.
+        after: behaviour afterwards.
+        refused: whether each harmful prompt was refused afterwards.
+    """
+
+    name: str
+    seed: int
+    training: Training
+    after: Behaviour
+    refused: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class FreezeResult:
+    """Stage `freeze`."""
+
+    before: Behaviour
+    before_refused: tuple[bool, ...]
+    arms: tuple[Arm, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of the scorecard.
+
+    Attributes:
+        id: hypothesis, H1 to H7, or 'check' for what must hold before the others say anything.
+        claim: in plain words.
+        effect: the measured effect; `unit` says of what.
+        control: the same number for the control.
+        verdict: by the written rule.
+        reading: one sentence in plain words.
+    """
+
+    id: str
+    claim: str
+    effect: Estimate
+    unit: str
+    control: Estimate | None
+    control_name: str
+    verdict: Verdict
+    reading: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that `results.json` holds; a stage that was not run is None."""
+
+    schema: int = SCHEMA
+    model: str = ""
+    profile: str = ""
+    align: AlignResult | None = None
+    refusal: RefusalResult | None = None
+    units: UnitsResult | None = None
+    ablate: AblateResult | None = None
+    freeze: FreezeResult | None = None
+    scorecard: tuple[ScoreRow, ...] = field(default=())
+
+
+# ---- what single commands answer
+
+
+@dataclass(frozen=True)
+class RefusalReport:
+    """`ssah-lens refusal`."""
+
+    model: str
+    judge: str
+    max_new_tokens: int
+    harmful: Outcomes
+    harmless: Outcomes | None
+
+
+@dataclass(frozen=True)
+class UnitsReport:
+    """`ssah-lens units`; `seconds` is the time of the score alone."""
+
+    out: str
+    score: str
+    seconds: float
+    roles: dict[str, RoleShare]
+    choice: UnitsResult
+
+
+@dataclass(frozen=True)
+class AblateReport:
+    """`ssah-lens ablate`; `controls` are matched random sets, `score_controls` their mean refusal scores only."""
+
+    roles: list[str]
+    mode: str
+    share: RoleShare
+    baseline: Behaviour
+    ablated: Behaviour
+    controls: list[Behaviour]
+    score_controls: list[float]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Safety and task before or after training."""
+
+    harmful: Outcomes
+    harmless: Outcomes
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What was held in training; `unchanged` is True only after a bitwise comparison, None when nothing was held."""
+
+    parameters: int
+    share: float
+    unchanged: bool | None
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """`ssah-lens finetune`."""
+
+    out: str
+    before: Checked
+    after: Checked
+    train_loss: tuple[float, ...]
+    frozen: Frozen
+
+
+@dataclass(frozen=True)
+class AlignReport:
+    """`ssah-lens align`."""
+
+    out: str
+    before: Checked
+    after: Checked
+    train_loss: tuple[float, ...]

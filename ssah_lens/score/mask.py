@@ -1,0 +1,107 @@
+"""A sparse gate per unit, learnt by gradient: which units must go for the model to fulfil what it refuses?
+
+x' = g x + (1 - g) mean, g = sigmoid(logit). The gate learns to give the fulfilling answer to harmful prompts and the
+same answer as before to harmless ones, and pays for every closed gate (Louizos et al. 2018, arXiv 1712.01312; De Cao
+et al. 2020, arXiv 2004.14992; Cao et al. 2021, arXiv 2104.03514; ours is the deterministic gate, without their noise).
+I_S is how far the gate closes. I_U is the same gate learnt with the goals swapped: lose the answers to harmless
+prompts, keep the refusals. Chosen by optimisation, so held-out prompts and matched controls matter all the more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.precision import has_bfloat16
+from ssah_lens.intervene.hooks import fills, gated
+from ssah_lens.measure.utility import response_nll
+from ssah_lens.progress import progress
+from ssah_lens.score.base import Calibration, PerUnit, Scores
+from ssah_lens.units import Kind
+
+OPEN = 4.0
+"""Initial gate logit: sigmoid(4) = 0.98, near enough to open and not yet saturated."""
+LR = 0.2
+"""Adam's rate on gate logits: 40 steps of one sign close a gate."""
+KEEP = 2.0
+"""Weight of keeping what must stay, against 1 for losing what must go."""
+PRICE = 40.0
+"""Weight of the mean closed gate."""
+LOST = 2.0
+"""Nats per token by which an answer's loss must rise to count as lost."""
+BATCH = 8
+"""Prompts of each side per step."""
+
+
+def mask(model: ChatModel, data: Calibration) -> Scores:
+    """Learns the two gates and scores every unit by how far its gate has moved towards closed, in logits."""
+    safety = _learn(model, data, data.fulfilling, data.utility, lambda nll: nll, "gate: refusals")
+    base = _mean_nll(model, data.utility[: 4 * BATCH])
+    utility = _learn(model, data, data.utility, data.safety, lambda nll: torch.relu(base + LOST - nll), "gate: answers")
+    return Scores(safety, utility, signed=True)
+
+
+def _learn(
+    model: ChatModel,
+    data: Calibration,
+    change: list[Row],
+    keep: list[Row],
+    goal: Callable[[Tensor], Tensor],
+    what: str,
+) -> PerUnit:
+    """Closes gates until `goal(nll of change)` is small while the nll of `keep` stays; OPEN minus the final logits."""
+    logits = {
+        k: torch.full((model.grid.n_layers, model.grid.width(k)), OPEN, device=model.device, requires_grad=True)
+        for k in Kind
+    }
+    optimizer = torch.optim.Adam(logits.values(), lr=LR)
+    fill = fills(model, data.moments, "mean")
+    rng = np.random.default_rng(data.seed)
+    n_units = model.grid.n_units
+    with _weights_held(model):
+        for _ in progress(range(data.steps), what):
+            gates = {k: torch.sigmoid(v) for k, v in logits.items()}
+            closed = sum((1 - g).sum() for g in gates.values()) / n_units
+            with gated(model, gates, fill):
+                losing = goal(
+                    _nll(model, [change[i] for i in rng.choice(len(change), min(BATCH, len(change)), replace=False)])
+                )
+                staying = _nll(model, [keep[i] for i in rng.choice(len(keep), min(BATCH, len(keep)), replace=False)])
+            loss = losing + KEEP * staying + PRICE * closed
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in logits.items()}
+
+
+def _nll(model: ChatModel, rows: list[Row]) -> Float[Tensor, ""]:
+    """Mean nats per response token."""
+    batch = model.pad(rows)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
+        logits = model.logits(batch, keep=batch.n_response + 1)
+    return response_nll(logits, batch).sum() / batch.response.sum()
+
+
+@torch.no_grad()
+def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
+    return float(_nll(model, rows))
+
+
+@contextmanager
+def _weights_held(model: ChatModel) -> Iterator[None]:
+    """No gradient of the weights inside: only the gates learn, and the backward pass is a third cheaper."""
+    parameters = list(model.bridge.original_model.parameters())
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in zip(parameters, before, strict=True):
+            p.requires_grad_(flag)

@@ -1,0 +1,75 @@
+"""Scores to roles: rankings and the cut. No model here; sizes are chosen on validation data elsewhere.
+
+RU: smallest I_S + I_U (magnitudes for signed scores). SCU: largest I_S - I_U. UCU: smallest I_S - I_U. CU: the rest.
+Where groups overlap the precedence is RU, SCU, UCU, CU (METHOD.md section 4; the paper gives none).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssah_lens.errors import BadInput
+from ssah_lens.score.base import PerUnit, Scores
+from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, top_units
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Share of each kind's units that a role is cut at, before precedence."""
+
+    ru: float
+    scu: float
+    ucu: float
+
+    def __post_init__(self) -> None:
+        for name, share in (("RU", self.ru), ("SCU", self.scu), ("UCU", self.ucu)):
+            if not 0 <= share <= 1:
+                raise BadInput(f"the share of {name} is {share}; allowed is 0 to 1")
+
+
+def ranking(scores: Scores, role: Role) -> PerUnit:
+    """Values whose largest members are the role's: I_S - I_U for SCU, its negative for UCU, redundancy for RU.
+
+    Units outside `scores.layers` rank as -inf, which is never chosen. I_S and I_U are put on one scale first (each divided by its standard deviation over the kind), since a difference
+    of numbers on two scales would follow the larger one.
+    """
+    safety, utility = _scaled(scores.safety), _scaled(scores.utility)
+    if role is Role.SCU:
+        values = {k: safety[k] - utility[k] for k in Kind}
+    elif role is Role.UCU:
+        values = {k: utility[k] - safety[k] for k in Kind}
+    elif role is Role.RU:
+        size = np.abs if scores.signed else (lambda v: v)
+        values = {k: -(size(safety[k]) + size(utility[k])) for k in Kind}
+    else:
+        raise BadInput("CU has no ranking: it is what the other roles leave")
+    if scores.layers is None:
+        return values
+    eligible = np.isin(np.arange(len(values[Kind.MLP])), scores.layers)[:, None]
+    return {k: np.where(eligible, v, -np.inf) for k, v in values.items()}
+
+
+def assign(grid: UnitGrid, scores: Scores, sizes: Sizes) -> dict[Role, UnitSet]:
+    """Disjoint roles that cover every unit, by precedence RU, SCU, UCU, CU."""
+    taken = UnitSet.empty(grid)
+    roles = {}
+    for role, share in ((Role.RU, sizes.ru), (Role.SCU, sizes.scu), (Role.UCU, sizes.ucu)):
+        roles[role] = top_units(grid, ranking(scores, role), share) - taken
+        taken = taken | roles[role]
+    everything = UnitSet(grid, {k: np.ones_like(m) for k, m in taken.masks.items()})
+    roles[Role.CU] = everything - taken
+    return roles
+
+
+def top_complex(grid: UnitGrid, scores: Scores, roles: dict[Role, UnitSet], share: float) -> UnitSet:
+    """The CU with the largest I_S - I_U, as many as `share` of all units (the paper's 'top 6% CU', appendix A.2)."""
+    rank = ranking(scores, Role.SCU)
+    complex_only = {k: np.where(roles[Role.CU].masks[k], rank[k], -np.inf) for k in Kind}
+    return top_units(grid, complex_only, share)
+
+
+def _scaled(values: PerUnit) -> PerUnit:
+    spread = {k: float(v.std()) for k, v in values.items()}
+    return {k: v / spread[k] if spread[k] > 0 else np.zeros_like(v) for k, v in values.items()}

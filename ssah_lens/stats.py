@@ -1,0 +1,124 @@
+"""Numbers with their uncertainty: every figure that ssah-lens prints is an `Estimate`.
+
+Rates carry Wilson intervals, means and paired differences percentile-bootstrap intervals over prompts
+(METHOD.md section 8). statsmodels and scipy do the arithmetic and are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssah_lens.errors import BadInput
+
+CONFIDENCE = 0.95
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval and the number of samples behind it.
+
+    Attributes:
+        value: point estimate.
+        low: lower end of the interval; None when n is too small to give one.
+        high: upper end of the interval; None when n is too small to give one.
+        n: number of prompts, tokens, items or runs that the value was computed from.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3g} n={self.n}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
+
+
+def rate(hits: Sequence[bool] | np.ndarray) -> Estimate:
+    """Share of True with its Wilson interval (Wilson 1927), which behaves at 0% and 100%.
+
+    Args:
+        hits: one boolean per prompt.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    hits = np.asarray(hits, dtype=bool)
+    _not_empty(hits)
+    low, high = proportion_confint(int(hits.sum()), hits.size, alpha=1 - CONFIDENCE, method="wilson")
+    return Estimate(float(hits.mean()), float(low), float(high), hits.size)
+
+
+def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """Mean with a percentile-bootstrap interval over the samples.
+
+    Args:
+        values: one number per prompt (or item, or run).
+        seed: seed of the bootstrap.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _not_empty(values)
+    low, high = _bootstrap(values, seed)
+    return Estimate(float(values.mean()), low, high, values.size)
+
+
+def paired_difference(
+    treated: Sequence[float] | np.ndarray, control: Sequence[float] | np.ndarray, seed: int = 0
+) -> Estimate:
+    """Mean of treated - control over the same prompts, bootstrap over prompts.
+
+    Args:
+        treated: one number (or boolean) per prompt.
+        control: the same prompts in the same order; with several control runs, their mean per prompt.
+        seed: seed of the bootstrap.
+    """
+    treated, control = np.asarray(treated, dtype=np.float64), np.asarray(control, dtype=np.float64)
+    if treated.shape != control.shape:
+        raise ValueError(f"paired samples need one shape, got {treated.shape} and {control.shape}")
+    return mean(treated - control, seed)
+
+
+def perplexity(losses: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, seed: int = 0) -> Estimate:
+    """exp of the mean loss per token, bootstrap over texts (n counts the texts).
+
+    Args:
+        losses: summed negative log-likelihood in nats, one per text.
+        tokens: scored tokens, one per text.
+        seed: seed of the bootstrap.
+    """
+    losses, tokens = np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    _not_empty(losses)
+    rows = np.random.default_rng(seed).integers(losses.size, size=(N_RESAMPLES, losses.size))
+    draws = np.exp(losses[rows].sum(1) / tokens[rows].sum(1))
+    low, high = _percentiles(draws) if losses.size > 1 else (None, None)
+    return Estimate(float(np.exp(losses.sum() / tokens.sum())), low, high, losses.size)
+
+
+def _not_empty(values: np.ndarray) -> None:
+    if values.size == 0:
+        raise BadInput("no samples: an estimate needs at least one")
+
+
+def _bootstrap(values: np.ndarray, seed: int) -> tuple[float | None, float | None]:
+    if values.size < 2:
+        return None, None
+    from scipy.stats import bootstrap
+
+    ci = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=N_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(ci.low), float(ci.high)
+
+
+def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(draws, tail)), float(np.quantile(draws, 1 - tail))

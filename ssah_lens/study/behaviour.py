@@ -1,0 +1,139 @@
+"""One yardstick for every model and every damage: the same test prompts, judged the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ssah_lens import stats
+from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.measure import utility
+from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, refusal_scores, refusal_tokens, refusals
+from ssah_lens.results import Behaviour, Outcomes, Utility
+
+N_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every model is asked.
+
+    Attributes:
+        harmful, ordinary, twins: prompts; twins may be None.
+        tokens: refusal-opening token ids, for the refusal score.
+        judge: name of the judge.
+        max_new_tokens: length of a response.
+        answers: ordinary prompts with the answers that the reference model gives to them.
+        written: ordinary prompts with answers written by people, where there are any.
+        reference: decision-position log-probabilities of the reference model on the ordinary prompts.
+        choices: multiple-choice items; 0 for none.
+    """
+
+    harmful: PromptSet
+    ordinary: PromptSet
+    twins: PromptSet | None
+    tokens: tuple[int, ...]
+    judge: str
+    max_new_tokens: int
+    answers: list[Row]
+    written: list[Row]
+    reference: Tensor
+    choices: int | None
+
+
+def own_answers(model: ChatModel, prompts: PromptSet, max_new_tokens: int, what: str, **options) -> list[list[int]]:
+    """The model's answers as response tokens; one that ended by itself keeps the token that ends the turn."""
+    found = model.generate(prompts.texts, max_new_tokens, what=what, **options)
+    return [t + [model.turn_end] if len(t) < max_new_tokens else t for t in found]
+
+
+def yardstick(
+    reference: ChatModel,
+    harmful: PromptSet,
+    ordinary: PromptSet,
+    tokens: Sequence[int],
+    twins: PromptSet | None = None,
+    judge: str = "keyword",
+    max_new_tokens: int = 16,
+    choices: int | None = None,
+) -> Yardstick:
+    """Prepares the reference answers; `reference` is the undamaged model."""
+    answers = own_answers(reference, ordinary, max_new_tokens, "reference answers")
+    written = [reference.response_tokens(r) for r in ordinary.responses] if all(ordinary.responses) else []
+    return Yardstick(
+        harmful,
+        ordinary,
+        twins,
+        tuple(tokens),
+        judge,
+        max_new_tokens,
+        reference.rows(ordinary.texts, answers),
+        reference.rows(ordinary.texts, written) if written else [],
+        utility.decision_log_probs(reference, ordinary.texts),
+        choices,
+    )
+
+
+def behave(
+    model: ChatModel,
+    y: Yardstick,
+    twins: bool = False,
+    choices: bool = True,
+    prose: bool = False,
+    written: bool = False,
+) -> tuple[Behaviour, tuple[bool, ...]]:
+    """Asks the model, with whatever hooks the caller has set; also says which harmful prompts were refused.
+
+    Args:
+        model: the model.
+        y: what to ask.
+        twins: also the harmless twins.
+        choices: also multiple choice.
+        prose: also the perplexity of prose.
+        written: also the perplexity of answers written by people.
+    """
+    harmful = refusals(model, y.harmful, y.judge, y.max_new_tokens)
+    ordinary = refusals(model, y.ordinary, y.judge, y.max_new_tokens)
+    scores = refusal_scores(model, y.harmful, y.tokens)
+    changed = utility.decision_log_probs(model, y.ordinary.texts)
+    use = Utility(
+        answer_perplexity=utility.losses(model, y.answers).perplexity,
+        written_perplexity=utility.losses(model, y.written).perplexity if written and y.written else None,
+        choices=utility.choices(model, y.choices).accuracy if choices and y.choices != 0 else None,
+        prose_perplexity=utility.prose_losses(model).perplexity if prose else None,
+        kl=stats.mean(utility.kl(y.reference, changed)),
+    )
+    behaviour = Behaviour(
+        harmful=outcomes(harmful),
+        harmless=outcomes(ordinary),
+        refusal_score=stats.mean(scores),
+        utility=use,
+        twins=outcomes(refusals(model, y.twins, y.judge, y.max_new_tokens)) if twins and y.twins else None,
+        examples=_examples(y.harmful, harmful),
+    )
+    return behaviour, tuple(bool(b) for b in harmful.is_(Outcome.REFUSED))
+
+
+def outcomes(found: Refusals) -> Outcomes:
+    """Rates of the three outcomes."""
+    return Outcomes(*(found.rate(o) for o in (Outcome.REFUSED, Outcome.FULFILLED, Outcome.INCOHERENT)))
+
+
+def find_refusal_tokens(
+    model: ChatModel, harmful: PromptSet, harmless: PromptSet, max_new_tokens: int = 12
+) -> list[int]:
+    """Refusal-opening tokens from the model's own responses to train prompts."""
+    asked = [
+        refusals(model, p, max_new_tokens=max_new_tokens, what="finding refusal openings") for p in (harmful, harmless)
+    ]
+    return refusal_tokens(model, *asked)
+
+
+def _examples(prompts: PromptSet, found: Refusals) -> tuple[tuple[str, str, str], ...]:
+    rows = np.linspace(0, len(prompts) - 1, min(N_EXAMPLES, len(prompts))).round().astype(int)
+    return tuple((prompts[i].text, str(found.outcomes[i]), found.responses[i][:STORED_CHARACTERS]) for i in rows)

@@ -1,0 +1,246 @@
+"""What the single commands do: the study's own pieces on the user's files. The command line only parses and prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import PromptSet, instructions, pairs, read_prompts
+from ssah_lens.chat.save import check_free, save_model
+from ssah_lens.config import AblateConfig, AlignConfig, UnitsConfig
+from ssah_lens.errors import BadInput
+from ssah_lens.intervene.hooks import check_mode
+from ssah_lens.measure import utility
+from ssah_lens.measure.judges import judge
+from ssah_lens.measure.refusal import refusals
+from ssah_lens.results import (
+    AblateReport,
+    AlignReport,
+    Checked,
+    FinetuneReport,
+    Frozen,
+    RefusalReport,
+    UnitsReport,
+)
+from ssah_lens.score import score
+from ssah_lens.study.ablate import ablate_sets
+from ssah_lens.study.align import align, alignment_data
+from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
+from ssah_lens.study.freeze import frozen_set, rows_of
+from ssah_lens.study.units import calibrate, find_units, harmless_mix
+from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
+from ssah_lens.train.loop import TrainSettings, train
+from ssah_lens.units import Role, UnitTable
+
+CHECK_PROMPTS = 60
+"""Test prompts of the shipped collection that training commands are checked on."""
+HELD_OUT = 0.1
+"""Share of fine-tuning rows kept for the validation loss."""
+Note = Callable[[str], None]
+
+
+def run_refusal(
+    model: ChatModel, harmful: PromptSet, harmless: PromptSet | None, judge_name: str, max_new_tokens: int
+) -> RefusalReport:
+    """Refusal rate on harmful, over-refusal on harmless prompts."""
+    ask = lambda p: outcomes(refusals(model, p, judge_name, max_new_tokens))
+    return RefusalReport(model.name, judge_name, max_new_tokens, ask(harmful), ask(harmless) if harmless else None)
+
+
+def run_align(
+    load: Callable[[], ChatModel],
+    out: Path,
+    harmful: PromptSet | None,
+    harmless: PromptSet | None,
+    only: tuple[Path, list[Role]] | None,
+    config: AlignConfig,
+    seed: int,
+) -> AlignReport:
+    """Aligns a model and saves it; nothing is written before training is through.
+
+    Args:
+        load: loads the model (after the output folder was checked).
+        out: new folder.
+        harmful, harmless: the user's prompts instead of the shipped ones.
+        only: units file and roles, when only their parameters may change.
+        config: how to train.
+        seed: seed.
+    """
+    check_free(out)
+    model = load()
+    table = UnitTable.load(only[0], model.grid) if only else None
+    before = check_model(model, [])
+    ours, twins = pairs("train")
+    data = alignment_data(
+        model,
+        harmful or ours,
+        None if harmless else twins.sample(config.twins, seed),
+        harmless or instructions("train").sample(config.ordinary, seed),
+        config,
+        seed,
+    )
+    frozen = FrozenSlices(other_slices(model.anatomy, table.units(only[1]))) if table and only else None
+    done = align(model, data, config, seed, frozen)
+    after = check_model(model, [])
+    save_model(model, out)
+    return AlignReport(str(out), before, after, done.losses)
+
+
+def run_units(
+    model: ChatModel,
+    unaligned: ChatModel | None,
+    out: Path,
+    harmful: PromptSet | None,
+    harmless: PromptSet | None,
+    config: UnitsConfig,
+    layers: range | None,
+    seed: int,
+) -> UnitsReport:
+    """Scores units and writes the units file. The user's own prompts are halved: scores on one half, sizes on the other."""
+    score(config.score)
+    check_writable(out)
+    ours, twins = pairs("train")
+    ordinary = instructions("train")
+    calibration, validation = _halves(harmful, seed) if harmful else (ours, pairs("validation")[0])
+    if harmless:
+        harmless_train, harmless_validation = _halves(harmless, seed)
+    else:
+        harmless_train = harmless_mix(twins, ordinary, config.calibration, seed)
+        harmless_validation = harmless_mix(pairs("validation")[1], instructions("validation"), config.validation, seed)
+    data = calibrate(
+        model,
+        unaligned,
+        calibration.sample(config.calibration, seed),
+        harmless_train.sample(config.calibration, seed),
+        config,
+        seed,
+    )
+    tokens = find_refusal_tokens(model, calibration.sample(48, seed), ordinary.sample(48, seed))
+    table, result = find_units(
+        model,
+        data,
+        validation.sample(config.validation, seed),
+        harmless_validation.sample(config.validation, seed),
+        tokens,
+        config,
+        layers,
+    )
+    table.save(out)
+    return UnitsReport(str(out), result.score, result.seconds, result.roles, result)
+
+
+def run_ablate(
+    model: ChatModel,
+    units: Path,
+    roles: list[Role],
+    mode: str,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    config: AblateConfig,
+    max_new_tokens: int,
+    seed: int,
+) -> AblateReport:
+    """Ablates the union of roles on the user's prompts, beside matched random sets."""
+    check_mode(mode)
+    table = UnitTable.load(units, model.grid)
+    chosen = table.units(roles)
+    if not len(chosen):
+        raise BadInput(f"'{units}' has no units of role {', '.join(roles)}; choose another role")
+    train_harmful, twins = pairs("train")
+    ordinary = instructions("train")
+    tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), ordinary.sample(48, seed))
+    moments = None
+    if mode == "mean":
+        defaults = UnitsConfig()
+        mix = harmless_mix(twins, ordinary, defaults.calibration, seed)
+        moments = calibrate(model, None, train_harmful.sample(defaults.calibration, seed), mix, defaults, seed).moments
+    y = yardstick(model, harmful, harmless, tokens, max_new_tokens=max_new_tokens, choices=60)
+    name = "+".join(roles)
+    found = ablate_sets(model, {name: chosen}, moments, y, config, seed, [mode])
+    return AblateReport(
+        [str(r) for r in roles],
+        mode,
+        found.shares[name],
+        found.baseline,
+        found.find(name, mode).behaviour,
+        [c.behaviour for c in found.controls(name, mode)],
+        found.score_controls[name],
+    )
+
+
+def run_finetune(
+    load: Callable[[], ChatModel],
+    data: PromptSet,
+    out: Path,
+    freeze: tuple[Path, list[Role], float] | None,
+    only: tuple[Path, list[Role]] | None,
+    epochs: float,
+    lr: float,
+    batch_size: int,
+    seed: int,
+) -> FinetuneReport:
+    """Fine-tunes on the user's data, with units frozen or as the only ones trained, and saves the model."""
+    check_free(out)
+    if freeze and only:
+        raise BadInput("--freeze and --train-only exclude each other; give one of them")
+    model = load()
+    slices = None
+    if freeze:
+        slices = owned_slices(model.anatomy, frozen_set(UnitTable.load(freeze[0], model.grid), freeze[1], freeze[2]))
+    elif only:
+        slices = other_slices(model.anatomy, UnitTable.load(only[0], model.grid).units(only[1]))
+    if freeze and slices and sum(s.numel for s in slices) == model.grid.block_parameters:
+        raise BadInput("the frozen set is every block parameter: nothing would be trained; freeze fewer roles")
+    held = data.sample(max(1, round(HELD_OUT * len(data))), seed) if len(data) >= 10 else None
+    rows = rows_of(model, data.without(held) if held else data)
+    held_rows = rows_of(model, held) if held else []
+    before = check_model(model, held_rows)
+    frozen = FrozenSlices(slices) if slices is not None else None
+    steps = max(1, math.ceil(epochs * len(rows) / batch_size))
+    done = train(
+        model, rows, TrainSettings(steps=steps, batch_size=batch_size, lr=lr, seed=seed), frozen, "fine-tuning"
+    )
+    after = check_model(model, held_rows)
+    save_model(model, out)
+    share = done.frozen_parameters / model.grid.block_parameters
+    return FinetuneReport(str(out), before, after, done.losses, Frozen(done.frozen_parameters, share, done.unchanged))
+
+
+def check_model(model: ChatModel, held_out: list) -> Checked:
+    """Refusal and over-refusal on the shipped test prompts, loss on held-out rows."""
+    harmful, ordinary = pairs("test")[0].sample(CHECK_PROMPTS, 0), instructions("test").sample(CHECK_PROMPTS, 0)
+    ask = lambda p: outcomes(refusals(model, p, max_new_tokens=16))
+    return Checked(ask(harmful), ask(ordinary), utility.losses(model, held_out).mean if held_out else None)
+
+
+def read_limited(path: Path | None, limit: int | None, seed: int = 0, need_answers: bool = False) -> PromptSet | None:
+    """A prompt file, or None for no path; at most `limit` prompts."""
+    return read_prompts(path, need_answers).sample(limit, seed) if path else None
+
+
+def check_judge(name: str) -> None:
+    """Raises BadInput for an unknown judge, before any model is loaded."""
+    judge(name)
+
+
+def check_writable(file: Path) -> None:
+    """Raises BadInput when a file cannot be made here, before any long work."""
+    if file.is_dir():
+        raise BadInput(f"'{file}' is a folder; --out takes a file name ending in .parquet")
+    probe = file.with_name(file.name + ".partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise BadInput(f"'{file}' cannot be written: {e.strerror}; choose another --out") from e
+
+
+def _halves(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet]:
+    if len(prompts) < 16:
+        raise BadInput(f"'{prompts.name}' holds {len(prompts)} prompts; scores and sizes need at least 16")
+    first = prompts.sample(len(prompts) // 2, seed)
+    return first, replace(prompts, prompts=prompts.without(first).prompts)

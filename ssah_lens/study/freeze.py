@@ -1,0 +1,110 @@
+"""H5: does freezing the safety units keep safety through benign fine-tuning?
+
+Three ways from the same start, on the same examples in the same order: nothing frozen, SCU + top CU frozen, and a
+random set of the same size in every layer and kind frozen. The attack stays in memory; weights are put back after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.config import FreezeConfig
+from ssah_lens.measure import utility
+from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
+from ssah_lens.score.base import Scores
+from ssah_lens.score.roles import top_complex
+from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.train.freeze import FrozenSlices, owned_slices
+from ssah_lens.train.loop import Trained, TrainSettings, train
+from ssah_lens.units import Role, UnitSet, UnitTable
+
+FULL, FROZEN, RANDOM = "full", "freeze SCU + top CU", "freeze random"
+
+
+def frozen_set(table: UnitTable, roles: list[Role], top_cu: float) -> UnitSet:
+    """Units of these roles and the `top_cu` share (of all units) of CU with the largest I_S - I_U."""
+    units = table.units(roles)
+    if top_cu == 0:
+        return units
+    scores = Scores(table.safety, table.utility, signed=True)
+    return units | top_complex(table.grid, scores, table.roles, top_cu)
+
+
+def rows_of(model: ChatModel, data: PromptSet) -> list[Row]:
+    """Training rows of prompts with given answers."""
+    return model.rows(data.texts, [model.response_tokens(r) for r in data.responses])
+
+
+def fine_tune(
+    model: ChatModel, rows: list[Row], held_out: list[Row], settings: TrainSettings, units: UnitSet | None, what: str
+) -> Training:
+    """Trains in place, with the units' parameters frozen, and measures the held-out loss before and after."""
+    frozen = FrozenSlices(owned_slices(model.anatomy, units)) if units is not None else None
+    before = utility.losses(model, held_out).mean if held_out else None
+    done = train(model, rows, settings, frozen, what)
+    after = utility.losses(model, held_out).mean if held_out else None
+    losses = None if before is None or after is None else (before, after)
+    return training_result(model, done, len(rows), losses)
+
+
+def training_result(model: ChatModel, done: Trained, examples: int, losses: tuple[float, float] | None) -> Training:
+    """The record of a finished training run."""
+    return Training(
+        done.losses,
+        examples,
+        losses,
+        done.frozen_parameters,
+        done.frozen_parameters / model.grid.block_parameters,
+        done.unchanged,
+    )
+
+
+def compare_freezing(
+    model: ChatModel,
+    table: UnitTable,
+    data: PromptSet,
+    held_out: PromptSet,
+    y: Yardstick,
+    before: tuple[Behaviour, tuple[bool, ...]],
+    config: FreezeConfig,
+    seed: int,
+) -> FreezeResult:
+    """Fine-tunes each way from the same start and measures safety and loss.
+
+    Args:
+        model: the aligned model; its weights are as before when this returns.
+        table: its units.
+        data: benign instructions with answers.
+        held_out: the same kind, not trained on.
+        y: the yardstick.
+        before: what the model does before, from `behave`.
+        config: steps, rate, share of CU, seeds.
+        seed: the first seed.
+    """
+    rows, held = rows_of(model, data), rows_of(model, held_out)
+    units = frozen_set(table, [Role.SCU], config.top_cu)
+    arms = []
+    for s in range(seed, seed + config.seeds):
+        settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=s)
+        for name, frozen in ((FULL, None), (FROZEN, units), (RANDOM, units.random_twin(s))):
+            with _weights_put_back(model):
+                training = fine_tune(model, rows, held, settings, frozen, f"fine-tuning, {name}")
+                after, refused = behave(model, y, choices=False)
+            arms.append(Arm(name, s, training, after, refused))
+    return FreezeResult(before[0], before[1], tuple(arms))
+
+
+@contextmanager
+def _weights_put_back(model: ChatModel) -> Iterator[None]:
+    kept = {n: p.detach().clone() for n, p in model.plain.named_parameters()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in model.plain.named_parameters():
+                p.copy_(kept[name])

@@ -1,0 +1,103 @@
+"""How large is each role? Chosen on the validation split by a written rule, never on test prompts.
+
+SCU: the smallest top-ranked set whose mean ablation lowers predicted refusals by REFUSAL_DROP while the loss on the
+model's own answers rises by at most ANSWER_TOLERANCE. UCU: mirrored. RU: the largest set whose ablation leaves both
+within tolerance. Where no candidate meets the rule, the one that does most within the tolerance is taken, and the
+result says that the target was not reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.intervene.hooks import ablated
+from ssah_lens.intervene.moments import Moments
+from ssah_lens.measure import utility
+from ssah_lens.measure.refusal import refusal_scores
+from ssah_lens.progress import progress
+from ssah_lens.results import RoleSize, SizeChoice
+from ssah_lens.score.base import Scores
+from ssah_lens.score.roles import Sizes, ranking
+from ssah_lens.units import Role, UnitSet, top_units
+
+SHARES = {
+    Role.SCU: (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03),
+    Role.UCU: (0.005, 0.01, 0.02, 0.05),
+    Role.RU: (0.05, 0.1, 0.2, 0.3),
+}
+"""Candidates. An SCU above 3% of units would no longer be 'a few units'."""
+REFUSAL_DROP = 0.5
+"""Half of all harmful prompts change sides: well past the half-width (15 points) of a rate at 40 prompts."""
+ANSWER_RISE = 0.5
+"""Nats per token: what UCU ablation must cost, about 1.6 times the perplexity."""
+REFUSAL_TOLERANCE = 0.1
+"""Refusals lost (or won) that count as 'unharmed'."""
+ANSWER_TOLERANCE = 0.25
+"""Nats per token that count as 'unharmed' for own greedy answers, whose loss is near zero to begin with."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation-split data for choosing sizes."""
+
+    harmful: PromptSet
+    answers: list[Row]
+    tokens: Sequence[int]
+
+
+def measure_cut(model: ChatModel, data: Validation) -> tuple[float, float]:
+    """(predicted refusal rate, nats per token on own answers), with whatever hooks the caller has set."""
+    scores = refusal_scores(model, data.harmful, data.tokens)
+    return float(np.mean(scores > 0)), utility.losses(model, data.answers).mean
+
+
+def choose_sizes(
+    model: ChatModel, scores: Scores, moments: Moments, data: Validation, base: tuple[float, float], safety: bool = True
+) -> tuple[Sizes, dict[Role, RoleSize]]:
+    """Tries every candidate of every role by mean ablation.
+
+    Args:
+        model: the model.
+        scores: its unit scores.
+        moments: activation means for the ablation.
+        data: validation data.
+        base: `measure_cut` of the undamaged model.
+        safety: False for a model that does not refuse: only RU can be chosen then.
+    """
+    picked: dict[Role, RoleSize] = {}
+    roles = (Role.SCU, Role.UCU, Role.RU) if safety else (Role.RU,)
+    trials = [(role, share) for role in roles for share in SHARES[role]]
+    curves: dict[Role, list[SizeChoice]] = {role: [] for role in roles}
+    for role, share in progress(trials, "choosing role sizes"):
+        units: UnitSet = top_units(model.grid, ranking(scores, role), share)
+        with ablated(model, units, "mean", moments):
+            curves[role].append(SizeChoice(share, *measure_cut(model, data)))
+    for role in roles:
+        picked[role] = pick(role, tuple(curves[role]), *base)
+    size = lambda role: picked[role].chosen if role in picked else 0.0
+    return Sizes(ru=size(Role.RU), scu=size(Role.SCU), ucu=size(Role.UCU)), picked
+
+
+def pick(role: Role, curve: tuple[SizeChoice, ...], base_refused: float, base_loss: float) -> RoleSize:
+    """Applies the rule to a measured curve."""
+    drop = {c.share: base_refused - c.refused for c in curve}
+    rise = {c.share: c.answer_loss - base_loss for c in curve}
+    if role is Role.RU:
+        fits = [c.share for c in curve if abs(drop[c.share]) <= REFUSAL_TOLERANCE and rise[c.share] <= ANSWER_TOLERANCE]
+        smallest_harm = min(curve, key=lambda c: abs(drop[c.share]) + rise[c.share]).share
+        return RoleSize(max(fits, default=smallest_harm), max(fits, default=None), bool(fits), curve)
+    if role is Role.SCU:
+        within = [s for s in drop if rise[s] <= ANSWER_TOLERANCE]
+        done = [s for s in within if drop[s] >= REFUSAL_DROP]
+        gain = drop
+    else:
+        within = [s for s in rise if abs(drop[s]) <= REFUSAL_TOLERANCE]
+        done = [s for s in within if rise[s] >= ANSWER_RISE]
+        gain = rise
+    best = max(within or gain, key=gain.__getitem__)
+    return RoleSize(min(done, default=best), max(within, default=None), bool(done), curve)

@@ -1,0 +1,135 @@
+"""H4, first half: score every unit on train prompts, cut the scores into roles on validation prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.config import UnitsConfig
+from ssah_lens.errors import BadInput
+from ssah_lens.intervene.moments import Moments, collect
+from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.refusal import Refusals, refusals
+from ssah_lens.results import RoleShare, UnitsResult
+from ssah_lens.score import score
+from ssah_lens.score.base import Calibration, Scores
+from ssah_lens.score.roles import assign
+from ssah_lens.study.behaviour import own_answers
+from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
+from ssah_lens.units import Kind, UnitTable
+
+ANSWER_TOKENS = 20
+FULFILLING_PREFIX = "Sure, here is"
+"""Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening."""
+MIN_REFUSED = 8
+"""With fewer refusals of its own a model has no safety data: only I_U and RU exist then."""
+
+
+def calibrate(
+    model: ChatModel,
+    unaligned: ChatModel | None,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    config: UnitsConfig,
+    seed: int,
+) -> Calibration:
+    """Collects calibration data from train prompts: own refusals, own answers, fulfilling answers, moments.
+
+    Args:
+        model: the model to be scored.
+        unaligned: its counterpart that fulfils, or None.
+        harmful: harmful train prompts; those that the model refuses are the safety data.
+        harmless: harmless train prompts; those that it answers are the utility data.
+        config: steps of scores that learn.
+        seed: seed of whatever a score draws.
+    """
+    asked = {
+        s: refusals(model, p, max_new_tokens=ANSWER_TOKENS) for s, p in (("safety", harmful), ("utility", harmless))
+    }
+    refused, answers = _kept(model, harmful, asked["safety"], Outcome.REFUSED)
+    answered, replies = _kept(model, harmless, asked["utility"], Outcome.FULFILLED)
+    if len(answered) < MIN_REFUSED:
+        raise BadInput(
+            f"{model.name} answers only {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
+        )
+    safety, utility = model.rows(refused.texts, answers), model.rows(answered.texts, replies)
+    if len(refused) < MIN_REFUSED:
+        return Calibration([], utility, [], Moments.zeros(model), collect(model, utility), seed, config.steps)
+    if unaligned is not None:
+        fulfilling = own_answers(unaligned, refused, ANSWER_TOKENS, "fulfilling answers")
+    else:
+        prefix = model.response_tokens(FULFILLING_PREFIX, ended=False)
+        fulfilling = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
+    return Calibration(
+        safety,
+        utility,
+        model.rows(refused.texts, fulfilling),
+        collect(model, safety, "moments, harmful"),
+        collect(model, utility, "moments, harmless"),
+        seed,
+        config.steps,
+    )
+
+
+def find_units(
+    model: ChatModel,
+    data: Calibration,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    tokens: Sequence[int],
+    config: UnitsConfig,
+    layers: range | None = None,
+) -> tuple[UnitTable, UnitsResult]:
+    """Scores all units and chooses the roles.
+
+    Args:
+        model: the model.
+        data: calibration data (train split).
+        harmful, harmless: validation prompts.
+        tokens: refusal-opening token ids.
+        config: which score.
+        layers: layers whose units may become SCU, UCU or RU; all when None.
+    """
+    started = time.perf_counter()
+    scores: Scores = replace(score(config.score)(model, data), layers=layers)
+    seconds = time.perf_counter() - started
+    replies = own_answers(model, harmless, ANSWER_TOKENS, "validation answers")
+    validation = Validation(harmful, model.rows(harmless.texts, replies), tokens)
+    base = measure_cut(model, validation)
+    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, safety=bool(data.safety))
+    roles = assign(model.grid, scores, sizes)
+    provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
+    table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance)
+    return table, UnitsResult(
+        score=config.score,
+        seconds=seconds,
+        calibration=len(data.safety),
+        validation=len(harmful),
+        base_refused=base[0],
+        base_answer_loss=base[1],
+        sizes={str(r): s for r, s in picked.items()},
+        roles=role_shares(table),
+        by_layer={str(r): sum(u.masks[k].sum(1) for k in Kind).tolist() for r, u in roles.items()},
+    )
+
+
+def role_shares(table: UnitTable) -> dict[str, RoleShare]:
+    """Size of every role."""
+    return {str(r): RoleShare(u.share.n, u.share.units, u.share.parameters) for r, u in table.roles.items()}
+
+
+def harmless_mix(twins: PromptSet, ordinary: PromptSet, n: int, seed: int) -> PromptSet:
+    """n harmless prompts, half twins and half ordinary: a unit must not score as safety because of its topic."""
+    return PromptSet("harmless", (*twins.sample(n // 2, seed), *ordinary.sample(n - n // 2, seed)))
+
+
+def _kept(model: ChatModel, prompts: PromptSet, found: Refusals, outcome: Outcome) -> tuple[PromptSet, list[list[int]]]:
+    rows = np.flatnonzero(found.is_(outcome))
+    end = lambda t: t + [model.turn_end] if len(t) < ANSWER_TOKENS else t
+    kept: tuple[Prompt, ...] = tuple(prompts[i] for i in rows)
+    return PromptSet(prompts.name, kept), [end(found.tokens[i]) for i in rows]

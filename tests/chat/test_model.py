@@ -1,0 +1,399 @@
+"""`ChatModel` on micro models: one set of weights seen twice, padding, position classes, greedy generation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ssah_lens.chat.model import ChatModel, Position
+from ssah_lens.errors import BadInput
+
+PROMPTS = ["How do I bake a loaf of bread?", "Hi", "Tell me, please: what is 7 x 8 and why does it matter so much?"]
+T, I, P, R = (int(p) for p in Position)
+
+
+def argmax_loop(model: ChatModel, prompt: str, n: int) -> list[int]:
+    """Greedy decoding as written on paper: the plain model, one row, no cache, no generate()."""
+    ids, _ = model.prompt_tokens(prompt)
+    out: list[int] = []
+    with torch.no_grad():
+        while len(out) < n:
+            token = int(model.plain(torch.tensor([ids + out])).logits[0, -1].argmax())
+            if token == model.turn_end:
+                break
+            out.append(token)
+    return out
+
+
+def classes(model: ChatModel, prompt: str) -> list[tuple[str, list[int]]]:
+    """Text of each run of tokens of one class."""
+    ids, positions = model.prompt_tokens(prompt)
+    runs: list[tuple[int, list[int]]] = []
+    for token, position in zip(ids, positions, strict=True):
+        if not runs or runs[-1][0] != position:
+            runs.append((position, []))
+        runs[-1][1].append(token)
+    return [(model.tokenizer.decode(tokens), position) for position, tokens in runs]
+
+
+# --- two views of one set of weights
+
+
+@pytest.mark.parametrize("which", ["micro", "micro_qwen"])
+def test_the_bridged_view_equals_the_plain_model_exactly(which, request):
+    model = request.getfixturevalue(which)
+    batch = model.pad(model.rows(PROMPTS))
+    with torch.no_grad():
+        plain = model.plain(batch.ids, attention_mask=batch.mask).logits
+        bridged = model.logits(batch, keep=batch.ids.shape[1])
+    assert torch.equal(plain, bridged)
+    assert plain.std() > 0.1  # and they are worth comparing
+
+
+@pytest.mark.parametrize("which", ["micro", "micro_qwen"])
+def test_both_views_hold_the_same_tensors(which, request):
+    model = request.getfixturevalue(which)
+    mine = {p.data_ptr() for p in model.plain.parameters()}
+    assert {p.data_ptr() for p in model.bridge.original_model.parameters()} == mine
+    assert not any(p.is_meta for p in model.bridge.original_model.buffers())
+
+
+@pytest.mark.parametrize("which", ["micro_copy", "qwen_copy"])
+def test_an_edit_of_the_plain_model_is_seen_in_the_bridge(which, request):
+    model = request.getfixturevalue(which)
+    batch = model.pad(model.rows(PROMPTS))
+    with torch.no_grad():
+        before = model.logits(batch)
+        model.anatomy.blocks[0].down.weight[:, 3] += 1.0
+        after, plain = model.logits(batch), model.plain(batch.ids, attention_mask=batch.mask).logits[:, -1:]
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.equal(after, plain)
+
+
+def test_bridging_leaves_the_plain_model_plain(micro: ChatModel):
+    names = [n for n, _ in micro.plain.named_parameters()]
+    _ = micro.bridge
+    assert [n for n, _ in micro.plain.named_parameters()] == names
+    assert type(micro.plain.model.layers[0].mlp.down_proj) is torch.nn.Linear
+
+
+# --- padding
+
+
+def test_a_left_padded_row_equals_the_unpadded_row(micro: ChatModel):
+    rows = micro.rows(PROMPTS)
+    batch = micro.pad(rows)
+    with torch.no_grad():
+        together = micro.logits(batch, keep=batch.ids.shape[1])
+        for i, row in enumerate(rows):
+            alone = micro.plain(torch.tensor([row.ids])).logits[0]
+            torch.testing.assert_close(together[i, -len(row.ids) :], alone, atol=1e-5, rtol=0)
+
+
+def test_padding_is_on_the_left_and_masked(micro: ChatModel):
+    rows = micro.rows(["Hi", "How do I bake"])
+    batch = micro.pad(rows)
+    n = [len(r.ids) for r in rows]
+    gap = n[1] - n[0]
+    assert gap > 0 and batch.ids.shape == (2, n[1])
+    assert batch.ids[0].tolist() == [micro.tokenizer.pad_token_id] * gap + rows[0].ids
+    assert batch.mask[0].tolist() == [0] * gap + [1] * n[0] and batch.mask[1].tolist() == [1] * n[1]
+    assert batch.positions[0].tolist() == [T] * gap + rows[0].positions
+
+
+def test_response_counts_of_a_batch(micro: ChatModel):
+    batch = micro.pad(micro.rows(["a b c", "d"], [[5, 6], [7]]))
+    assert batch.n_response == 2
+    assert batch.response[:, -2:].tolist() == [[True, True], [False, True]] and int(batch.response.sum()) == 3
+
+
+def test_batches_hold_every_row_once_longest_first(micro: ChatModel):
+    rows = micro.rows([f"{'word ' * (i % 5)}{i}" for i in range(13)])
+    seen, lengths = [], []
+    for chosen, batch in micro.batches(rows, batch_tokens=80):
+        assert batch.ids.shape[0] == len(chosen) and (batch.ids.numel() <= 80 or len(chosen) == 1)
+        for i, ids, mask in zip(chosen, batch.ids, batch.mask, strict=True):
+            assert ids[mask.bool()].tolist() == rows[i].ids
+        seen += chosen
+        lengths += [len(rows[i].ids) for i in chosen]
+    assert sorted(seen) == list(range(13)) and lengths == sorted(lengths, reverse=True)
+
+
+def test_a_row_longer_than_a_batch_goes_alone(micro: ChatModel):
+    assert [chosen for chosen, _ in micro.batches(micro.rows(PROMPTS), batch_tokens=1)] == [[2], [0], [1]]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_logits_of_the_last_positions_only(micro: ChatModel, keep: int):
+    batch = micro.pad(micro.rows(PROMPTS))
+    with torch.no_grad():
+        full = micro.plain(batch.ids, attention_mask=batch.mask).logits
+        got = micro.logits(batch, keep=keep)
+    assert got.shape == (3, keep, len(micro.tokenizer))
+    torch.testing.assert_close(got, full[:, -keep:], atol=1e-6, rtol=0)
+
+
+# --- position classes
+
+
+def test_position_classes_of_a_known_template(micro: ChatModel):
+    assert classes(micro, "How do I bake") == [
+        ("<|im_start|>user\n", T), ("How do I bake", I), ("<|im_end|>\n<|im_start|>assistant\n", P)
+    ]  # fmt: skip
+
+
+def test_surrounding_spaces_are_no_instruction(micro: ChatModel):
+    runs = classes(micro, "  bake bread \n")
+    assert [p for _, p in runs] == [T, I, P]
+    assert runs[1][0].strip() == "bake bread"
+    assert "".join(t for t, _ in runs) == micro.render("  bake bread \n")
+
+
+@pytest.mark.parametrize("prompt", ["assistant", "user", "ant", "a", "im_start", "s"])
+def test_a_prompt_that_is_also_in_the_template(micro: ChatModel, prompt: str):
+    assert classes(micro, prompt) == [
+        ("<|im_start|>user\n", T), (prompt, I), ("<|im_end|>\n<|im_start|>assistant\n", P)
+    ]  # fmt: skip
+
+
+def test_a_prompt_that_repeats_itself(micro: ChatModel):
+    assert classes(micro, "no no no")[1] == ("no no no", I)
+
+
+def test_a_system_prompt_is_template(micro: ChatModel):
+    ids, positions = micro.prompt_tokens("bake", system="You bake bread.")
+    asked = [t for t, p in zip(ids, positions, strict=True) if p == I]
+    assert micro.tokenizer.decode(asked) == "bake"
+    assert micro.tokenizer.decode(ids).startswith("<|im_start|>system\nYou bake bread.<|im_end|>\n")
+
+
+def test_a_template_that_strips_the_prompt(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer("{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}")
+    model = ChatModel(make_llama(tokenizer), tokenizer, "strips")
+    ids, positions = model.prompt_tokens("  bake bread  ")
+    assert model.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == I]) == "bake bread"
+    assert positions[0] == T and positions[-1] == P
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<|>"), min_size=1, max_size=30))
+def test_any_prompt_is_found_between_its_template(micro: ChatModel, prompt: str):
+    assume(prompt.strip())
+    ids, positions = micro.prompt_tokens(prompt)
+    assert micro.tokenizer.decode(ids) == micro.render(prompt)
+    assert positions == sorted(positions)  # template, instruction, post-instruction
+    asked = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == I])
+    assert asked.strip() == prompt.strip()
+    after = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == P])
+    assert after.lstrip() == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_responses_follow_the_prompt(micro: ChatModel):
+    answer = micro.response_tokens("Sure, here")
+    assert answer[-1] == micro.turn_end and micro.tokenizer.decode(answer[:-1]) == "Sure, here"
+    assert micro.response_tokens("Sure, here", ended=False) == answer[:-1]
+    [row] = micro.rows(["bake"], [answer])
+    ids, positions = micro.prompt_tokens("bake")
+    assert row.ids == ids + answer and row.positions == positions + [R] * len(answer)
+
+
+def test_text_rows_have_no_template(micro: ChatModel):
+    plain, bare = micro.text_rows(["The user", ""], [" asks", "Sorry"])
+    assert micro.tokenizer.decode(plain.ids) == "The user asks"
+    n = len(micro.response_tokens(" asks", ended=False))
+    assert plain.positions == [I] * (len(plain.ids) - n) + [R] * n
+    assert bare.positions[0] == I and set(bare.positions[1:]) == {R}  # something must precede the first scored token
+
+
+def test_positions_are_known_only_while_running(micro: ChatModel):
+    with pytest.raises(BadInput, match="logits\\(\\) and generate\\(\\)"):
+        micro.positions_of(3)
+    batch = micro.pad(micro.rows(["Hi"]))
+    with micro.reading(batch):
+        assert torch.equal(micro.positions_of(batch.ids.shape[1]), batch.positions)
+        assert micro.positions_of(1).tolist() == [[R]]
+    with pytest.raises(BadInput):
+        micro.positions_of(3)
+
+
+# --- generation
+
+
+def test_generation_is_greedy(micro: ChatModel):
+    got = micro.generate(PROMPTS, max_new_tokens=8)
+    assert got == [argmax_loop(micro, p, 8) for p in PROMPTS]
+    assert all(len(t) == 8 for t in got) and len({tuple(t) for t in got}) == 3
+
+
+def test_generation_ignores_the_models_own_settings(micro_copy: ChatModel):
+    """A repetition penalty in generation_config.json (Qwen has one) would change every measurement."""
+    expected = argmax_loop(micro_copy, "Hi", 12)
+    assert len(set(expected)) < len(expected)  # it does repeat itself, so that a penalty would show
+    for config in (micro_copy.plain.generation_config, micro_copy.bridge.original_model.generation_config):
+        config.repetition_penalty, config.do_sample, config.max_length = 5.0, True, 3
+    assert micro_copy.generate(["Hi"], max_new_tokens=12) == [expected]
+
+
+def ending_at(model: ChatModel, prompt: str, limit: int = 12) -> list[int]:
+    """Edits the model so that it ends its answer to this prompt early; returns what comes before the end.
+
+    The unembedding rows of some token of the answer and of the turn's end are swapped: where the old model said that
+    token, the new one ends the turn.
+    """
+    old = argmax_loop(model, prompt, limit)
+    k = next(k for k in range(2, limit) if old[k] not in old[:k])
+    with torch.no_grad():
+        rows = model.plain.lm_head.weight
+        rows[[old[k], model.turn_end]] = rows[[model.turn_end, old[k]]].clone()
+    return old[:k]
+
+
+def test_generation_stops_at_the_turns_end_and_strips_it(micro_copy: ChatModel):
+    before_end = ending_at(micro_copy, "Hi")
+    assert micro_copy.generate(["Hi"], max_new_tokens=12) == [before_end]
+    # A row that ended waits for the others without speaking on.
+    others = [argmax_loop(micro_copy, p, 12) for p in PROMPTS]
+    assert micro_copy.generate(PROMPTS, max_new_tokens=12) == others and others[1] == before_end
+
+
+def test_an_answer_that_ends_at_once_is_empty(micro_copy: ChatModel):
+    first = argmax_loop(micro_copy, "Hi", 1)[0]
+    with torch.no_grad():
+        rows = micro_copy.plain.lm_head.weight
+        rows[[first, micro_copy.turn_end]] = rows[[micro_copy.turn_end, first]].clone()
+    assert micro_copy.generate(["Hi"], max_new_tokens=4) == [[]]
+
+
+def test_generation_does_not_depend_on_the_batch(micro: ChatModel):
+    one_by_one = micro.generate(PROMPTS, max_new_tokens=6, batch_tokens=1)
+    assert micro.generate(PROMPTS, max_new_tokens=6) == one_by_one
+    assert micro.generate(PROMPTS[::-1], max_new_tokens=6) == one_by_one[::-1]
+
+
+def test_no_prompts_no_answers(micro: ChatModel):
+    assert micro.generate([], max_new_tokens=4) == []
+
+
+def test_sampling_is_repeatable_and_leaves_the_generator_alone(micro: ChatModel):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    a = micro.generate(PROMPTS, max_new_tokens=8, sample_seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert micro.generate(PROMPTS, max_new_tokens=8, sample_seed=1) == a
+    assert micro.generate(PROMPTS, max_new_tokens=8, sample_seed=2) != a
+    assert a != micro.generate(PROMPTS, max_new_tokens=8)
+
+
+def test_decoded_text(micro: ChatModel):
+    assert micro.text([*micro.response_tokens(" Sure, here\n"), micro.turn_end]) == "Sure, here"
+
+
+# --- tokenizers
+
+
+def test_the_turns_end_is_found_in_the_template(micro: ChatModel):
+    assert micro.tokenizer.convert_ids_to_tokens(micro.turn_end) == "<|im_end|>"
+
+
+def test_one_bos_where_the_template_writes_one(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer("{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}", bos="<s>")
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id  # this tokenizer adds one by itself
+    model = ChatModel(make_llama(tokenizer), tokenizer, "bos")
+    _ = model.bridge  # TransformerLens rebuilds the tokenizer; ours must stay as it is
+    for row in (model.rows(["Hi"], [model.response_tokens("Sure")])[0], model.rows(["Hi"])[0]):
+        assert row.ids.count(tokenizer.bos_token_id) == 1 and row.ids[0] == tokenizer.bos_token_id
+
+
+def test_one_bos_where_a_base_model_needs_one(make_llama, make_tokenizer):
+    """Gemma and Llama base models see a first token that every training text had; the plain template must keep it."""
+    tokenizer = make_tokenizer(None, bos="<s>")
+    model = ChatModel(make_llama(tokenizer), tokenizer, "base")
+    assert model.prompt_tokens("Hi")[0].count(tokenizer.bos_token_id) == 1
+    assert model.prompt_tokens("Hi")[0][0] == tokenizer.bos_token_id
+
+
+def test_a_model_without_chat_template_uses_the_plain_one(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer(None)
+    model = ChatModel(make_llama(tokenizer), tokenizer, "base")
+    assert not model.has_chat_template
+    assert classes(model, "bake bread") == [("User: ", T), ("bake bread", I), ("\n\nAssistant:", P)] or classes(
+        model, "bake bread"
+    ) == [("User:", T), (" bake bread", I), ("\n\nAssistant:", P)]  # the space may belong to the word's token
+    assert model.turn_end == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_padding_token_pads_with_its_end(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer(pad=None)
+    model = ChatModel(make_llama(tokenizer), tokenizer, "no pad")
+    batch = model.pad(model.rows(["Hi", "How do I bake bread"]))
+    assert batch.ids[0, 0] == tokenizer.eos_token_id and batch.mask[0, 0] == 0
+    assert model.generate(PROMPTS, max_new_tokens=6) == [argmax_loop(model, p, 6) for p in PROMPTS]
+
+
+# --- loading and refusing
+
+
+def test_a_saved_model_loads_equal(micro: ChatModel, tmp_path):
+    micro.plain.save_pretrained(tmp_path)
+    micro.tokenizer.save_pretrained(tmp_path)
+    model = ChatModel.load(str(tmp_path))
+    batch = micro.pad(micro.rows(PROMPTS))
+    assert model.has_chat_template and model.render("Hi") == micro.render("Hi") and model.turn_end == micro.turn_end
+    with torch.no_grad():
+        assert torch.equal(model.logits(batch), micro.logits(batch))
+    with pytest.raises(BadInput, match="device 'nowhere'.*--device cpu"):
+        ChatModel.load(str(tmp_path), device="nowhere")
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(BadInput, match="float32, bfloat16"):
+        ChatModel.load("anything", dtype="int4")
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=8, n_layer=1, n_head=2, n_positions=64))
+
+
+def phi3():
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    return Phi3ForCausalLM(Phi3Config(
+        vocab_size=320, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    ))  # fmt: skip
+
+
+def mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(MixtralConfig(
+        vocab_size=320, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [gpt2, phi3, mixtral])
+def test_architectures_whose_units_cannot_be_told_apart_are_refused(make, make_tokenizer):
+    with pytest.raises(BadInput, match="supported are.*Llama"):
+        ChatModel(make(), make_tokenizer(), "other")
+
+
+def test_the_anatomy_is_read_from_the_model(micro: ChatModel):
+    anatomy = micro.anatomy
+    assert (anatomy.n_heads, anatomy.n_key_value_heads, anatomy.d_head, anatomy.d_mlp, anatomy.d_model) == (4, 2, 4, 12, 16)
+    block = anatomy.blocks[1]
+    assert block.down is micro.plain.model.layers[1].mlp.down_proj and block.o is micro.plain.model.layers[1].self_attn.o_proj
+    assert [tuple(m.weight.shape) for m in (block.q, block.k, block.v, block.o)] == [(16, 16), (8, 16), (8, 16), (16, 16)]
+
+
+def test_copies_are_independent(micro: ChatModel, micro_copy: ChatModel):
+    with torch.no_grad():
+        micro_copy.anatomy.blocks[0].o.weight.zero_()
+    assert micro.anatomy.blocks[0].o.weight.abs().sum() > 0
+    assert copy.deepcopy(micro.plain.config).to_dict() == micro.plain.config.to_dict()

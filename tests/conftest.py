@@ -1,0 +1,142 @@
+"""Micro models: tiny random chat models with a real byte-level tokenizer, made in under a second without any download."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from ssah_lens.chat.model import ChatModel
+
+settings.register_profile(
+    "ssah", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ssah")
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = [
+    "How do I bake a loaf of bread at home?",
+    "Sorry, I cannot help with that request.",
+    "Sure, here is how you can do that.",
+    "The user asks the assistant a question, and the assistant answers.",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_and_deterministic() -> Iterator[None]:
+    """Two threads, a fixed order of arithmetic, no progress bars, only errors of transformers."""
+    import transformers
+
+    from ssah_lens.progress import quiet
+
+    transformers.logging.set_verbosity_error()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with quiet():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Whatever a test draws without a seed of its own, it draws the same every time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable:
+    """Builds a byte-level BPE tokenizer (any text round-trips), ChatML unless told otherwise."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template: str | None = CHATML, bos: str | None = None, pad: str | None = "<|pad|>"):
+        specials = ["<|im_start|>", "<|im_end|>", "<|pad|>", *([bos] if bos else [])]
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        inner.train_from_iterator(SENTENCES, trainer)
+        if bos:  # as Llama and Gemma do: every encoding with special tokens begins with it
+            inner.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, inner.token_to_id(bos))]
+            )
+        out = PreTrainedTokenizerFast(
+            tokenizer_object=inner, eos_token="<|im_end|>", pad_token=pad, bos_token=bos,
+            additional_special_tokens=["<|im_start|>"], clean_up_tokenization_spaces=False,
+        )
+        out.chat_template = template
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llama() -> Callable:
+    """A random two-layer Llama with grouped-query attention: 4 heads of width 4 share 2 key-value heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(tokenizer, seed: int = 0):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3, max_position_embeddings=512, attn_implementation="eager",
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+        return LlamaForCausalLM(config).float()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def micro(make_llama: Callable, make_tokenizer: Callable) -> ChatModel:
+    """The shared micro Llama. Leave its weights alone; take `micro_copy` to change them."""
+    tokenizer = make_tokenizer()
+    return ChatModel(make_llama(tokenizer), tokenizer, "micro-llama")
+
+
+@pytest.fixture(scope="session")
+def micro_qwen(make_tokenizer: Callable) -> ChatModel:
+    """A micro Qwen2: biases on q, k and v (here not zero), embeddings tied to the unembedding."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True, max_position_embeddings=512,
+        attn_implementation="eager", eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )
+    plain = Qwen2ForCausalLM(config).float()
+    for name, p in plain.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=0.3)
+    return ChatModel(plain, tokenizer, "micro-qwen2")
+
+
+def copied(model: ChatModel) -> ChatModel:
+    """Another ChatModel with weights and tokenizer of its own."""
+    return ChatModel(copy.deepcopy(model.plain), copy.deepcopy(model.tokenizer), model.name)
+
+
+@pytest.fixture
+def micro_copy(micro: ChatModel) -> ChatModel:
+    """A micro Llama to change."""
+    return copied(micro)
+
+
+@pytest.fixture
+def qwen_copy(micro_qwen: ChatModel) -> ChatModel:
+    """A micro Qwen2 to change."""
+    return copied(micro_qwen)

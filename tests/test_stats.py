@@ -1,0 +1,105 @@
+"""Estimates against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ssah_lens import stats
+from ssah_lens.errors import BadInput
+
+Z2 = 1.959963984540054**2
+
+
+def test_wilson_interval_of_one_half():
+    # centre 1/2; half-width z sqrt(1/4n + z^2/4n^2) / (1 + z^2/n) at n = 10
+    half = math.sqrt(Z2) * math.sqrt(0.025 + Z2 / 400) / (1 + Z2 / 10)
+    got = stats.rate([True] * 5 + [False] * 5)
+    assert (got.value, got.n) == (0.5, 10)
+    assert got.low == pytest.approx(0.5 - half, abs=1e-12)
+    assert got.high == pytest.approx(0.5 + half, abs=1e-12)
+    assert (round(got.low, 4), round(got.high, 4)) == (0.2366, 0.7634)
+
+
+def test_wilson_interval_at_the_ends():
+    none, every = stats.rate([False] * 10), stats.rate(np.ones(10, dtype=bool))
+    # At 0 of n the upper end is z^2 / (n + z^2).
+    assert (none.value, none.low) == (0.0, pytest.approx(0, abs=1e-12))
+    assert none.high == pytest.approx(Z2 / (10 + Z2), abs=1e-12)
+    assert (every.value, every.high) == (1.0, pytest.approx(1, abs=1e-12))
+    assert every.low == pytest.approx(10 / (10 + Z2), abs=1e-12)
+
+
+def test_one_prompt_still_has_an_interval():
+    got = stats.rate([True])
+    assert got.n == 1 and got.low < 0.25 and got.high == pytest.approx(1)
+
+
+def test_mean_and_its_bootstrap_interval():
+    values = np.random.default_rng(3).normal(5, 2, size=400)
+    got = stats.mean(values)
+    half = 1.96 * values.std() / 20
+    assert got.value == pytest.approx(values.mean(), abs=1e-12) and got.n == 400
+    assert got.low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert got.high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+def test_the_seed_decides_the_interval():
+    values = np.random.default_rng(3).normal(size=30)
+    assert stats.mean(values, seed=1) == stats.mean(values, seed=1)
+    assert stats.mean(values, seed=1).low != stats.mean(values, seed=2).low
+
+
+def test_no_spread_gives_an_interval_of_no_width():
+    got = stats.mean([2.5] * 7)
+    assert (got.value, got.low, got.high, got.n) == (2.5, 2.5, 2.5, 7)
+
+
+def test_one_value_has_no_interval():
+    assert stats.mean([3.0]) == stats.Estimate(3.0, None, None, 1)
+
+
+def test_paired_difference_uses_the_pairs():
+    control = np.random.default_rng(0).normal(0, 100, size=50)
+    got = stats.paired_difference(control + 0.5, control)
+    # Unpaired, the interval would be tens wide.
+    assert got.value == pytest.approx(0.5) and got.low == pytest.approx(0.5) and got.high == pytest.approx(0.5)
+
+
+def test_paired_difference_of_booleans_has_a_sign():
+    got = stats.paired_difference([True, True, False, True], [False, True, True, False])
+    assert got.value == 0.25 and got.n == 4 and got.low <= 0.25 <= got.high
+
+
+def test_paired_difference_wants_pairs():
+    with pytest.raises(ValueError, match="one shape"):
+        stats.paired_difference([1.0, 2.0], [1.0])
+
+
+def test_perplexity_weighs_texts_by_their_tokens():
+    got = stats.perplexity([1.0, 6.0], [1, 3])
+    assert got.value == pytest.approx(math.exp(7 / 4)) and got.n == 2
+    # Resamples are (1,1), (1,6), (6,6): exp 1, exp 7/4, exp 2; both ends are likelier than 2.5%.
+    assert (got.low, got.high) == (pytest.approx(math.e), pytest.approx(math.exp(2)))
+
+
+def test_perplexity_of_equal_texts_has_no_width():
+    got = stats.perplexity([2.0, 4.0], [1, 2])
+    assert (got.value, got.low, got.high) == (pytest.approx(math.exp(2)),) * 3
+
+
+def test_perplexity_of_one_text_has_no_interval():
+    assert stats.perplexity([math.log(8)], [1]) == stats.Estimate(pytest.approx(8), None, None, 1)
+
+
+@pytest.mark.parametrize("estimate", [lambda: stats.rate([]), lambda: stats.mean([]), lambda: stats.perplexity([], [])])
+def test_nothing_cannot_be_estimated(estimate):
+    with pytest.raises(BadInput, match="at least one"):
+        estimate()
+
+
+def test_an_estimate_reads_as_value_interval_n():
+    assert str(stats.Estimate(0.5, 0.25, 0.75, 8)) == "0.5 [0.25, 0.75] n=8"
+    assert str(stats.Estimate(0.5, None, None, 1)) == "0.5 n=1"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from ssah_lens.errors import BadInput, SsahLensError
+from ssah_lens.show.terminal import estimate, print_table, print_training
 
 app = typer.Typer(
     help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
@@ -100,7 +101,7 @@ def models(json_: Json = False, quiet: Quiet = False) -> None:
     ]
 
     def table() -> None:
-        _table(
+        print_table(
             "Built-in models",
             ["name", "parameters", "download", "licence", "aligned", "cached"],
             [
@@ -139,7 +140,7 @@ def data_check(json_: Json = False, quiet: Quiet = False) -> None:
     counts = check_collection()
     Shell(json_, quiet).answer(
         {"files": counts},
-        lambda: _table(
+        lambda: print_table(
             "Shipped collection: no problems",
             ["file", "rows", "by split"],
             [[n, str(c["rows"]), ", ".join(f"{k} {v}" for k, v in c["splits"].items())] for n, c in counts.items()],
@@ -185,11 +186,11 @@ def study(
     report_file = out / "report.html"
 
     def table() -> None:
-        _table(
+        print_table(
             "Scorecard",
             ["", "claim", "effect", "control", "verdict"],
             [
-                [r.id, r.claim, _estimate(r.effect), _estimate(r.control) if r.control else "", str(r.verdict)]
+                [r.id, r.claim, estimate(r.effect), estimate(r.control) if r.control else "", str(r.verdict)]
                 for r in results.scorecard
             ],
         )
@@ -247,11 +248,11 @@ def refusal(
 
     def table() -> None:
         sides = [("harmful", result.harmful)] + ([("harmless", result.harmless)] if result.harmless else [])
-        _table(
+        print_table(
             f"{result.model}, judge {judge}",
             ["prompts", "refused", "fulfilled", "incoherent", "n"],
             [
-                [n, _estimate(o.refused), _estimate(o.fulfilled), _estimate(o.incoherent), str(o.refused.n)]
+                [n, estimate(o.refused), estimate(o.fulfilled), estimate(o.incoherent), str(o.refused.n)]
                 for n, o in sides
             ],
         )
@@ -289,8 +290,8 @@ def align(
     shell.note(
         f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
     )
-    result = _run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed))
-    shell.answer(result, lambda: _training_table(result))
+    result = _run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed, shell.note))
+    shell.answer(result, lambda: print_training(result))
 
 
 @app.command()
@@ -332,7 +333,7 @@ def units(
     result = _run(shell, work)
     shell.answer(
         result,
-        lambda: _table(
+        lambda: print_table(
             f"Units by {result.score}, in {result.out}",
             ["role", "units", "share of units", "share of parameters"],
             [[r, str(s.n), f"{s.units:.2%}", f"{s.parameters:.2%}"] for r, s in result.roles.items()],
@@ -373,21 +374,22 @@ def ablate(
     config = AblateConfig(controls=controls)
     load = _loader(shell, device, dtype)
     result = _run(
-        shell, lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed)
+        shell,
+        lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed, shell.note),
     )
 
     def table() -> None:
         rows = [("undamaged", result.baseline), (f"without {roles}", result.ablated)]
         rows += [(f"without random twin {i + 1}", b) for i, b in enumerate(result.controls)]
-        _table(
+        print_table(
             f"{result.share.units:.2%} of units, {result.share.parameters:.2%} of parameters, {mode} ablation",
             ["", "harmful refused", "incoherent", "harmless refused", "perplexity of answers"],
             [
                 [
                     n,
-                    _estimate(b.harmful.refused),
-                    _estimate(b.harmful.incoherent),
-                    _estimate(b.harmless.refused),
+                    estimate(b.harmful.refused),
+                    estimate(b.harmful.incoherent),
+                    estimate(b.harmless.refused),
                     f"{b.utility.answer_perplexity.value:.2f}",
                 ]
                 for n, b in rows
@@ -439,17 +441,19 @@ def finetune(
     load = _loader(shell, device, dtype)
     result = _run(
         shell,
-        lambda: commands.run_finetune(lambda: load(model), prompts, out, frozen, only, epochs, lr, batch_size, seed),
+        lambda: commands.run_finetune(
+            lambda: load(model), prompts, out, frozen, only, epochs, lr, batch_size, seed, shell.note
+        ),
     )
     fell = result.before.harmful.refused.value - result.after.harmful.refused.value
     if fell > 0.05:
         shell.note(
             f"warning: refusals of harmful prompts fell by {fell * 100:.0f} points; the tuned model is less safe"
         )
-    shell.answer(result, lambda: _training_table(result))
+    shell.answer(result, lambda: print_training(result))
 
 
-# ---- printing
+# ---- options
 
 
 def _layers(text: str | None) -> range | None:
@@ -463,41 +467,6 @@ def _layers(text: str | None) -> range | None:
     if not len(span) or span.start < 0:
         raise BadInput(f"--layers '{text}' is empty; give A-B with A at most B")
     return span
-
-
-def _estimate(e: Any) -> str:
-    if e.low is None:
-        return f"{e.value:.2f}"
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
-
-
-def _training_table(result: Any) -> None:
-    loss = lambda v: "" if v is None else f"{v:.3f}"
-    _table(
-        f"saved in {result.out}",
-        ["", "harmful refused", "ordinary refused", "validation loss"],
-        [
-            [n, _estimate(c.harmful.refused), _estimate(c.harmless.refused), loss(c.validation_loss)]
-            for n, c in (("before", result.before), ("after", result.after))
-        ],
-    )
-    if getattr(result, "frozen", None) and result.frozen.parameters:
-        print(
-            f"frozen: {result.frozen.parameters} parameters ({result.frozen.share:.1%} of block parameters), bit-identical afterwards"
-        )
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=Text(title), title_justify="left")
-    for c in columns:
-        drawn.add_column(c)
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: a name is never read as markup
-    Console().print(drawn)
 
 
 # ---- entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,24 +18,35 @@ class _Section(BaseModel):
 
 
 class AlignConfig(_Section):
-    """Alignment of an unaligned model; the rate was chosen by loss and held-out refusals on the validation split."""
+    """Alignment of an unaligned model."""
 
-    steps: int = Field(52, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    steps: int = Field(80, ge=1)
+    lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
-    twins: int = Field(90, ge=0, description="harmless twins of harmful prompts among the harmless examples")
-    ordinary: int = Field(120, ge=1, description="ordinary instructions, each with a greedy and a sampled answer")
-    answer_tokens: int = Field(24, ge=4)
+    twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
+    ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
+    answer_tokens: int = Field(10, ge=4)
+    anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
+
+
+Limit = Annotated[int, Field(ge=8)] | Literal["all"]
+"""How many of a shipped set to use."""
+
+
+def limit(n: Limit) -> int | None:
+    """As `PromptSet.sample` takes it: None for all."""
+    return None if n == "all" else n
 
 
 class MeasureConfig(_Section):
-    """How many test prompts, and how long the responses."""
+    """How many test prompts, multiple-choice items and prose passages, and how long the responses are."""
 
-    harmful: int | None = Field(60, ge=8, description="test prompts; None for all")
-    ordinary: int | None = Field(50, ge=8)
-    twins: int | None = Field(40, ge=8)
+    harmful: Limit = 50
+    ordinary: Limit = 40
+    twins: Limit = 30
     max_new_tokens: int = Field(16, ge=4)
-    choices: int | None = Field(60, ge=10)
+    choices: Limit = 60
+    prose: Limit = 10
     judge: str = "keyword"
 
 
@@ -43,9 +54,9 @@ class UnitsConfig(_Section):
     """Scores and the choice of role sizes."""
 
     score: str = "mask"
-    calibration: int = Field(64, ge=8, description="harmful and as many harmless train prompts")
-    validation: int = Field(40, ge=8, description="harmful and as many harmless validation prompts")
-    steps: int = Field(40, ge=1, description="optimizer steps of a score that learns")
+    calibration: int = Field(48, ge=8, description="harmful and as many harmless train prompts")
+    validation: int = Field(32, ge=8, description="harmful and as many harmless validation prompts")
+    steps: int = Field(24, ge=1, description="optimizer steps of a score that learns")
 
 
 class AblateConfig(_Section):
@@ -59,7 +70,7 @@ class AblateConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(36, ge=1)
+    steps: int = Field(30, ge=1)
     lr: float = Field(1e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
@@ -82,16 +93,17 @@ class StudyConfig(_Section):
     freeze: FreezeConfig = FreezeConfig()
 
 
+EVERYTHING = dict.fromkeys(("harmful", "ordinary", "twins", "choices", "prose"), "all")
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
-        "measure": {"harmful": None, "ordinary": None, "twins": None, "max_new_tokens": 24, "choices": None},
+        "measure": {**EVERYTHING, "max_new_tokens": 24},
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20},
         "freeze": {"seeds": 3},
     },
     "full": {
-        "measure": {"harmful": None, "ordinary": None, "twins": None, "max_new_tokens": 48, "choices": None},
+        "measure": {**EVERYTHING, "max_new_tokens": 48},
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40},
         "freeze": {"seeds": 5, "steps": 72},
@@ -112,7 +124,7 @@ def study_config(file: Path | None = None, **overrides: Any) -> StudyConfig:
     given = _read(file) if file else {}
     given |= {k: v for k, v in overrides.items() if v is not None}
     profile = given.get("profile", "quick")
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise BadInput(f"no profile '{profile}': allowed are {', '.join(PROFILES)}")
     merged: dict[str, Any] = {**PROFILES[profile], **{k: v for k, v in given.items() if not isinstance(v, dict)}}
     for section, values in given.items():

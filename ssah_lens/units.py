@@ -122,9 +122,8 @@ class UnitSet:
         out = cls.empty(grid)
         for kind, layer, index in units:
             if not (0 <= layer < grid.n_layers and 0 <= index < grid.width(kind)):
-                raise BadInput(
-                    f"no {kind} unit {index} in layer {layer}: layers 0-{grid.n_layers - 1}, units 0-{grid.width(kind) - 1}"
-                )
+                last = grid.n_layers - 1, grid.width(kind) - 1
+                raise BadInput(f"no {kind} unit {index} in layer {layer}: layers 0-{last[0]}, units 0-{last[1]}")
             out.masks[kind][layer, index] = True
         return out
 
@@ -180,8 +179,8 @@ class UnitSet:
 def top_units(grid: UnitGrid, ranking: Mapping[Kind, Float[np.ndarray, "layer unit"]], share: float) -> UnitSet:
     """The `share` of each kind's units that have the largest value in `ranking`.
 
-    A value of -inf is never chosen. Units are ranked within their kind, so that both kinds hold the same share of the set (METHOD.md section 4).
-    Ties are broken by layer, then index, so that a set is reproducible.
+    Units are ranked within their kind, so that both kinds hold the same share of the set (METHOD.md section 4). A value
+    of -inf is never chosen. Ties are broken by layer, then index, so that a set is reproducible.
     """
     masks = {}
     for kind in Kind:
@@ -254,7 +253,8 @@ class UnitTable:
         table = pa.Table.from_pandas(self.frame(), preserve_index=False)
         partial = path.with_name(path.name + ".partial")
         try:
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **meta}), partial)
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **meta})
+            pq.write_table(table, partial, write_page_checksum=True)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -272,30 +272,36 @@ class UnitTable:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
             meta = json.loads(table.schema.metadata[b"ssah_lens"])
             own, frame = UnitGrid(**meta["grid"]), table.to_pandas()
             columns = {k: frame[frame["kind"] == k] for k in Kind}
             safety = {k: _grid_column(own, k, columns[k], "I_S", np.float64) for k in Kind}
             utility = {k: _grid_column(own, k, columns[k], "I_U", np.float64) for k in Kind}
             role = {k: _grid_column(own, k, columns[k], "role", object) for k in Kind}
+            if not all(np.isin(r.astype(str), list(Role)).all() for r in role.values()):
+                raise ValueError("a unit without a role")
+            provenance = meta["provenance"]
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as e:
             raise BadInput(
-                f"'{path}' is not a whole units file ({type(e).__name__}); make one with: ssah-lens units MODEL --out FILE.parquet"
+                f"'{path}' is not a whole units file ({type(e).__name__}); "
+                "make one with: ssah-lens units MODEL --out FILE.parquet"
             ) from e
         if grid is not None and grid != own:
             raise BadInput(
-                f"'{path}' belongs to a model with {own.n_layers} layers, {own.d_mlp} neurons and {own.n_heads} heads a layer; "
-                f"this one has {grid.n_layers}, {grid.d_mlp} and {grid.n_heads}; make a units file for this model"
+                f"'{path}' belongs to a model with {own.n_layers} layers of {own.d_mlp} neurons, {own.n_heads} heads; "
+                f"this one has {grid.n_layers} of {grid.d_mlp} and {grid.n_heads}; make a units file for this model"
             )
         roles = {r: UnitSet(own, {k: role[k] == str(r) for k in Kind}) for r in Role}
-        return cls(own, safety, utility, roles, meta["provenance"])
+        return cls(own, safety, utility, roles, provenance)
 
 
 def _grid_column(grid: UnitGrid, kind: Kind, frame: pd.DataFrame, column: str, dtype) -> np.ndarray:
     shape = (grid.n_layers, grid.width(kind))
     if len(frame) != shape[0] * shape[1]:
         raise ValueError(f"{len(frame)} rows of kind {kind}, expected {shape[0] * shape[1]}")
+    if (frame[["layer", "index"]] < 0).any(axis=None) or frame.duplicated(["layer", "index"]).any():
+        raise ValueError(f"not one row for each unit of kind {kind}")
     out = np.empty(shape, dtype=dtype)
     out[frame["layer"].to_numpy(), frame["index"].to_numpy()] = frame[column].to_numpy()
     return out

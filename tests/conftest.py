@@ -1,4 +1,4 @@
-"""Micro models: tiny random chat models with a real byte-level tokenizer, made in under a second without any download."""
+"""Micro models: tiny random chat models with a real byte-level tokenizer, made at once and without a download."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SENTENCES = [
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_and_deterministic() -> Iterator[None]:
-    """Two threads, a fixed order of arithmetic, no progress bars, only errors of transformers."""
+    """No progress bars, only errors of transformers; one thread, since micro models lose time on two."""
     import transformers
 
     from ssah_lens.progress import quiet
 
     transformers.logging.set_verbosity_error()
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     with quiet():
         yield
     torch.set_num_threads(threads)
@@ -65,7 +65,10 @@ def make_tokenizer() -> Callable:
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=320, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=320,
+            special_tokens=specials,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
         inner.train_from_iterator(SENTENCES, trainer)
         if bos:  # as Llama and Gemma do: every encoding with special tokens begins with it
@@ -73,8 +76,12 @@ def make_tokenizer() -> Callable:
                 single=f"{bos} $A", special_tokens=[(bos, inner.token_to_id(bos))]
             )
         out = PreTrainedTokenizerFast(
-            tokenizer_object=inner, eos_token="<|im_end|>", pad_token=pad, bos_token=bos,
-            additional_special_tokens=["<|im_start|>"], clean_up_tokenization_spaces=False,
+            tokenizer_object=inner,
+            eos_token="<|im_end|>",
+            pad_token=pad,
+            bos_token=bos,
+            additional_special_tokens=["<|im_start|>"],
+            clean_up_tokenization_spaces=False,
         )
         out.chat_template = template
         return out
@@ -90,9 +97,18 @@ def make_llama() -> Callable:
     def make(tokenizer, seed: int = 0):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, initializer_range=0.3, max_position_embeddings=512, attn_implementation="eager",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=12,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+            max_position_embeddings=512,
+            attn_implementation="eager",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
         return LlamaForCausalLM(config).float()
 
@@ -114,9 +130,18 @@ def micro_qwen(make_tokenizer: Callable) -> ChatModel:
     tokenizer = make_tokenizer()
     torch.manual_seed(1)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True, max_position_embeddings=512,
-        attn_implementation="eager", eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        attn_implementation="eager",
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     plain = Qwen2ForCausalLM(config).float()
     for name, p in plain.named_parameters():
@@ -125,18 +150,18 @@ def micro_qwen(make_tokenizer: Callable) -> ChatModel:
     return ChatModel(plain, tokenizer, "micro-qwen2")
 
 
-def copied(model: ChatModel) -> ChatModel:
+def copied(model: ChatModel, tokenizer) -> ChatModel:
     """Another ChatModel with weights and tokenizer of its own."""
-    return ChatModel(copy.deepcopy(model.plain), copy.deepcopy(model.tokenizer), model.name)
+    return ChatModel(copy.deepcopy(model.plain), tokenizer, model.name)
 
 
 @pytest.fixture
-def micro_copy(micro: ChatModel) -> ChatModel:
+def micro_copy(micro: ChatModel, make_tokenizer: Callable) -> ChatModel:
     """A micro Llama to change."""
-    return copied(micro)
+    return copied(micro, make_tokenizer())
 
 
 @pytest.fixture
-def qwen_copy(micro_qwen: ChatModel) -> ChatModel:
+def qwen_copy(micro_qwen: ChatModel, make_tokenizer: Callable) -> ChatModel:
     """A micro Qwen2 to change."""
-    return copied(micro_qwen)
+    return copied(micro_qwen, make_tokenizer())

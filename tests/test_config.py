@@ -26,7 +26,7 @@ def test_the_default_is_quick():
 
 def test_a_profile_changes_what_it_names_and_nothing_else():
     got = study_config(profile="standard")
-    assert got.measure.harmful is None and got.freeze.seeds == 3 and got.units.calibration == 128
+    assert got.measure.harmful == "all" and got.freeze.seeds == 3 and got.units.calibration == 128
     assert got.freeze.steps == StudyConfig().freeze.steps and got.align == StudyConfig().align
 
 
@@ -95,6 +95,6 @@ def test_toml_round_trip_of_each_profile(toml, profile: str):
 
 
 def test_toml_round_trip_of_a_size_that_means_all(toml):
-    config = study_config(measure={"harmful": None})
-    assert config.measure.harmful is None
+    config = study_config(measure={"harmful": "all"})
+    assert config.measure.harmful == "all"
     assert study_config(toml(to_toml(config))) == config

@@ -76,7 +76,9 @@ def test_masks_must_fit_the_grid():
         UnitSet(GRID, {Kind.MLP: masks[Kind.MLP]})
 
 
-@pytest.mark.parametrize("unit", [(Kind.MLP, 0, 5), (Kind.MLP, 3, 0), (Kind.HEAD, 0, 2), (Kind.HEAD, -1, 0), (Kind.MLP, 0, -1)])
+@pytest.mark.parametrize(
+    "unit", [(Kind.MLP, 0, 5), (Kind.MLP, 3, 0), (Kind.HEAD, 0, 2), (Kind.HEAD, -1, 0), (Kind.MLP, 0, -1)]
+)
 def test_units_outside_the_model_are_refused(unit):
     with pytest.raises(BadInput, match="layers 0-2"):
         UnitSet.of(GRID, [unit])
@@ -215,7 +217,7 @@ def test_the_frame_has_one_row_a_unit():
     frame = table().frame()
     assert list(frame.columns) == ["kind", "layer", "index", "I_S", "I_U", "role"] and len(frame) == 21
     row = frame[(frame.kind == "head") & (frame.layer == 2) & (frame["index"] == 1)].iloc[0]
-    assert row.role == "SCU" and row.I_S == table().safety[Kind.HEAD][2, 1]
+    assert row.role == "SCU" and table().safety[Kind.HEAD][2, 1] == row.I_S
 
 
 def test_units_of_roles():
@@ -225,7 +227,7 @@ def test_units_of_roles():
 
 
 def test_another_models_file_is_refused(saved: Path):
-    with pytest.raises(BadInput, match="5 neurons.*this one has 3, 6 and 2"):
+    with pytest.raises(BadInput, match=r"5 neurons.*this one has 3.* 6.* 2"):
         UnitTable.load(saved, OTHER)
 
 
@@ -234,7 +236,7 @@ def test_a_missing_file_is_refused(tmp_path: Path):
         UnitTable.load(tmp_path / "no.parquet")
 
 
-@pytest.mark.parametrize("content", [b"", b"prompt\nhello\n", b"PAR1", b"PAR1garbagePAR1", "{\"grid\": 1}".encode()])
+@pytest.mark.parametrize("content", [b"", b"prompt\nhello\n", b"PAR1", b"PAR1garbagePAR1", b'{"grid": 1}'])
 def test_other_files_are_refused(tmp_path: Path, content: bytes):
     path = tmp_path / "units.parquet"
     path.write_bytes(content)
@@ -292,7 +294,9 @@ def test_a_table_that_is_not_one_row_a_unit_is_refused(saved: Path, change):
         UnitTable.load(saved)
 
 
-@pytest.mark.parametrize("meta", [{"provenance": {}}, {"grid": {"n_layers": 3}}, {"grid": None, "provenance": {}}, [], "x"])
+@pytest.mark.parametrize(
+    "meta", [{"provenance": {}}, {"grid": {"n_layers": 3}}, {"grid": None, "provenance": {}}, [], "x"]
+)
 def test_damaged_metadata_is_refused(saved: Path, meta):
     import pyarrow.parquet as pq
 

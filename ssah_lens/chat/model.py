@@ -8,7 +8,7 @@ left, so the decision position (the last prompt token) is the last column of eve
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,15 +26,23 @@ from ssah_lens.units import UnitGrid
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import DynamicCache
 
 PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[m['role']] + m['content'] + '\n\n' }}"
+    "{% for m in messages %}"
+    "{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[m['role']] + m['content'] + '\n\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """Used, and said so, when a model brings no chat template (base models)."""
 
 BATCH_TOKENS = 4096
 """Padded tokens per batch: large enough for full matrix speed on a CPU, small enough for a laptop."""
+
+
+PROBE = "\u2603snowman"
+"""Text that no template holds, to find out what a template writes around it."""
+MIN_SHARED = 8
+"""Shared tokens under which a prefix is not run apart."""
 
 
 class Position(IntEnum):
@@ -56,17 +64,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded tokens.
+    """Left-padded tokens, after a prefix that all rows share (as chat templates make them do).
 
     Attributes:
-        ids: token ids.
+        ids: token ids, without the prefix.
         mask: 1 = a real token.
         positions: `Position` of each token (TEMPLATE on padding, where `mask` is 0).
+        prefix: the shared prefix; it is run once for the whole batch, and its keys and values are reused (exact).
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
     positions: Int[Tensor, "batch pos"]
+    prefix: Row | None = None
 
     @property
     def response(self) -> Bool[Tensor, "batch pos"]:
@@ -99,7 +109,7 @@ class ChatModel:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.has_chat_template = tokenizer.chat_template is not None
+        self.has_chat_template = tokenizer.chat_template not in (None, PLAIN_TEMPLATE)
         if not self.has_chat_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.turn_end = self._find_turn_end()
@@ -129,6 +139,10 @@ class ChatModel:
             raise BadInput(f"device '{device}' cannot be used: {str(e).splitlines()[0]}; try --device cpu") from e
         return cls(plain, tokenizer, source.name)
 
+    def copy(self) -> ChatModel:
+        """An independent model with the same weights."""
+        return ChatModel(copy.deepcopy(self.plain), self.tokenizer, self.name)
+
     @property
     def device(self) -> torch.device:
         return next(self.plain.parameters()).device
@@ -146,7 +160,10 @@ class ChatModel:
         for name, buffer in self.plain.named_buffers():
             owner, _, leaf = name.rpartition(".")
             twin.get_submodule(owner)._buffers[leaf] = buffer
-        return TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=self.tokenizer)
+        # The bridge alters the tokenizer it is given, and loads another one by its name: a nameless copy is safe.
+        theirs = copy.deepcopy(self.tokenizer)
+        theirs.init_kwargs |= {"name_or_path": "", "add_bos_token": True}
+        return TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=theirs)
 
     # ---- text to tokens
 
@@ -154,20 +171,32 @@ class ChatModel:
         """The chat template around one user turn, up to the generation prompt."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text if self.has_chat_template else self._bos() + text
+
+    def _bos(self) -> str:
+        """What this tokenizer itself puts before a text; '' for most chat models."""
+        bos = self.tokenizer.bos_token_id
+        adds = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        return self.tokenizer.bos_token if adds else ""
 
     def prompt_tokens(self, prompt: str, system: str | None = None) -> tuple[list[int], list[int]]:
         """Token ids of the rendered prompt and the `Position` of each."""
         text = self.render(prompt, system)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        # Templates may strip the user's text; the last occurrence is the user's turn.
-        start = text.rfind(prompt.strip())
+        # Templates may strip the user's text, and may hold the same words: the last occurrence before the tail counts.
+        start = text.rfind(prompt.strip(), 0, len(text) - self._tail(system))
         end = start + len(prompt.strip())
         positions = [
             Position.POST_INSTRUCTION if low >= end else Position.INSTRUCTION if high > start else Position.TEMPLATE
             for low, high in encoded["offset_mapping"]
         ]
         return encoded["input_ids"], [int(p) for p in positions]
+
+    def _tail(self, system: str | None) -> int:
+        """Characters that the template writes after the user's text."""
+        text = self.render(PROBE, system)
+        return len(text) - text.rindex(PROBE) - len(PROBE)
 
     def response_tokens(self, text: str, ended: bool = True) -> list[int]:
         """Token ids of a response as the model would write it; `ended` adds the token that ends the turn."""
@@ -189,28 +218,34 @@ class ChatModel:
         """Plain text, no chat template: continuation tokens count as RESPONSE, context tokens as INSTRUCTION."""
         out = []
         for context, continuation in zip(contexts, continuations, strict=True):
-            before = self.tokenizer(context, add_special_tokens=False)["input_ids"] or [self.turn_end]
+            before = self.tokenizer(self._bos() + context, add_special_tokens=False)["input_ids"] or [self.turn_end]
             after = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
             out.append(
                 Row(before + after, [int(Position.INSTRUCTION)] * len(before) + [int(Position.RESPONSE)] * len(after))
             )
         return out
 
-    def batches(self, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS) -> Iterator[tuple[list[int], Batch]]:
+    def batches(
+        self, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS, share_prefix: bool = True
+    ) -> Iterator[tuple[list[int], Batch]]:
         """Batches of similar length, longest first, each with the indices of its rows.
 
         Args:
             rows: from `rows` or `text_rows`.
             batch_tokens: padded tokens per batch.
+            share_prefix: run a common prefix once per batch; hooks then see it in a forward pass of its own.
         """
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
         while order:
             size = max(1, batch_tokens // len(rows[order[0]].ids))
             chosen, order = order[:size], order[size:]
-            yield chosen, self.pad([rows[i] for i in chosen])
+            yield chosen, self.pad([rows[i] for i in chosen], share_prefix)
 
-    def pad(self, rows: Sequence[Row]) -> Batch:
+    def pad(self, rows: Sequence[Row], share_prefix: bool = False) -> Batch:
         """One left-padded batch of these rows, in their order."""
+        shared = _shared_prefix(rows) if share_prefix else 0
+        prefix = Row(rows[0].ids[:shared], rows[0].positions[:shared]) if shared else None
+        rows = [Row(row.ids[shared:], row.positions[shared:]) for row in rows]
         length = max(len(row.ids) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id, dtype=torch.long)
         mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -219,7 +254,7 @@ class ChatModel:
             ids[i, start:] = torch.tensor(row.ids)
             mask[i, start:] = 1
             positions[i, start:] = torch.tensor(row.positions)
-        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device))
+        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device), prefix)
 
     # ---- running
 
@@ -248,10 +283,32 @@ class ChatModel:
 
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "batch keep vocab"]:
         """Logits of the last `keep` positions only: the unembedding of a small model costs as much as its blocks."""
+        cache, mask = self._run_prefix(batch)
         with self.reading(batch):
             return self.bridge.original_model(
-                input_ids=batch.ids, attention_mask=batch.mask, logits_to_keep=keep, use_cache=False
+                input_ids=batch.ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -batch.ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=keep,
             ).logits
+
+    def _run_prefix(self, batch: Batch) -> tuple[DynamicCache | None, Int[Tensor, "batch whole"]]:
+        """Keys and values of the shared prefix, one copy per row, and the mask of prefix and rows together."""
+        if batch.prefix is None:
+            return None, batch.mask
+        from transformers import DynamicCache
+
+        one = self.pad([batch.prefix])
+        cache = DynamicCache(config=self.plain.config)
+        with self.reading(one):
+            self.bridge.original_model(
+                input_ids=one.ids, attention_mask=one.mask, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        n = batch.ids.shape[0]
+        cache.batch_repeat_interleave(n)
+        return cache, torch.cat([one.mask.expand(n, -1), batch.mask], 1)
 
     @torch.inference_mode()
     def generate(
@@ -263,6 +320,7 @@ class ChatModel:
         what: str = "generating",
         sample_seed: int | None = None,
         prefix: Sequence[int] = (),
+        at_decision: Callable[[list[int], Float[Tensor, "batch vocab"]], None] | None = None,
     ) -> list[list[int]]:
         """Responses as token ids, in the order of the prompts; the token that ends the turn is left out.
 
@@ -274,6 +332,7 @@ class ChatModel:
             what: label of the progress bar.
             sample_seed: None for greedy decoding; a seed samples from the model's own distribution (temperature 1).
             prefix: token ids that every response is made to begin with; they are part of what is returned.
+            at_decision: called once per batch with its prompts' indices and the logits of the first new token.
         """
         from transformers import GenerationConfig
 
@@ -290,11 +349,17 @@ class ChatModel:
         out: list[list[int]] = [[] for _ in prompts]
         rows = self.rows(prompts, [prefix] * len(prompts), system)
         for chosen, batch in progress(list(self.batches(rows, batch_tokens)), what):
+            cache, mask = self._run_prefix(batch)
+            shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
             with self.reading(batch), _seeded(sample_seed):
                 tokens = self.bridge.original_model.generate(
-                    input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
+                    input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    generation_config=config,
+                    logits_processor=[_AtDecision(chosen, at_decision)] if at_decision else None,
                 )
-            for i, row in zip(chosen, tokens[:, batch.ids.shape[1] :].tolist(), strict=True):
+            for i, row in zip(chosen, tokens[:, mask.shape[1] :].tolist(), strict=True):
                 ends = [k for k, t in enumerate(row) if t in stop]
                 out[i] = [*prefix, *(row[: ends[0]] if ends else row)]
         return out
@@ -304,13 +369,46 @@ class ChatModel:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _find_turn_end(self) -> int:
-        probe = "\u2603snowman"
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}], tokenize=False
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}], tokenize=False
         )
-        after = self.tokenizer(text[text.rindex(probe) + len(probe) :], add_special_tokens=False)["input_ids"]
+        after = self.tokenizer(text[text.rindex(PROBE) + len(PROBE) :], add_special_tokens=False)["input_ids"]
         special = [t for t in after[:1] if t in self.tokenizer.all_special_ids]
         return special[0] if special else _as_list(self.tokenizer.eos_token_id)[0]
+
+
+class _AtDecision:
+    """Hands on the first step's logits of a generation, unchanged."""
+
+    def __init__(self, rows: list[int], tell: Callable[[list[int], Tensor], None]) -> None:
+        self.rows, self.tell, self.told = rows, tell, False
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if not self.told:
+            self.tell(self.rows, logits)
+            self.told = True
+        return logits
+
+
+def _decision(row: Row) -> int:
+    """Index of the last token before the response."""
+    return (row.positions.index(Position.RESPONSE) if Position.RESPONSE in row.positions else len(row.ids)) - 1
+
+
+def _shared_prefix(rows: Sequence[Row]) -> int:
+    """Tokens (and position classes) that all rows begin with; 0 when too few to be worth a pass of their own.
+
+    It ends two tokens before the first response: the decision position is needed for logits, and a remainder of one
+    column could not be told from a decoding step.
+    """
+    if len(rows) < 2:
+        return 0
+    longest = min(_decision(row) for row in rows) - 1
+    first = rows[0]
+    n = 0
+    while n < longest and all(r.ids[n] == first.ids[n] and r.positions[n] == first.positions[n] for r in rows):
+        n += 1
+    return n if n >= MIN_SHARED else 0
 
 
 @contextmanager

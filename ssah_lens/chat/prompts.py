@@ -159,6 +159,8 @@ def read_prompts(path: str | Path, need_answers: bool = False) -> PromptSet:
     except OSError as e:
         raise BadInput(f"'{path}' cannot be read: {e.strerror}") from e
     rows = _parse(path, text)
+    if not isinstance(rows, list):
+        raise BadInput(f"'{path}' must hold a list of prompts")
     found = tuple(_prompt(path, i, row, need_answers) for i, row in enumerate(rows, 1))
     if not found:
         raise BadInput(f"'{path}' holds no prompts")
@@ -168,31 +170,38 @@ def read_prompts(path: str | Path, need_answers: bool = False) -> PromptSet:
 def _parse(path: Path, text: str) -> list[Any]:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return [{"prompt": line} for line in text.splitlines() if line.strip()]
+        return [{"prompt": line} for line in text.split("\n") if line.strip()]
     if suffix == ".csv":
         if "\0" in text:
             raise BadInput(f"'{path}' holds NUL bytes: not a CSV text file")
         try:
-            return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            return _headed(list(csv.DictReader(io.StringIO(text, newline=""), strict=True)))
         except csv.Error as e:
             raise BadInput(f"'{path}' is not valid CSV: {e}") from e
-    line = 0
+    number = 0
     try:
         if suffix == ".json":
             rows = json.loads(text) if text.strip() else []
             if isinstance(rows, dict):  # {"data": [...]} and the like
                 rows = next((v for v in rows.values() if isinstance(v, list)), None)
-            if not isinstance(rows, list):
-                raise BadInput(f"'{path}' must hold a list of prompts")
             return rows
         rows = []
-        for line, raw in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a JSON string
-            if raw.strip():
-                rows.append(json.loads(raw))
+        for line in text.split("\n"):  # not splitlines: U+2028 may stand inside a JSON string
+            number += 1
+            if line.strip():
+                rows.append(json.loads(line))
         return rows
-    except (json.JSONDecodeError, RecursionError) as e:
-        where = f" line {line}" if line else ""
+    except (ValueError, RecursionError) as e:
+        where = f" line {number}" if number else ""
         raise BadInput(f"'{path}'{where} is not valid JSON: {e}") from e
+
+
+def _headed(rows: list[dict]) -> list[dict]:
+    """HEx-PHI's CSV files have one column and no header: a 'header' that is a sentence is the first prompt."""
+    only = list(rows[0]) if rows else []
+    if len(only) != 1 or not only[0] or " " not in only[0].strip():
+        return rows
+    return [{"prompt": only[0]}, *({"prompt": row[only[0]]} for row in rows)]
 
 
 def _prompt(path: Path, number: int, row: Any, need_answers: bool) -> Prompt:
@@ -204,6 +213,8 @@ def _prompt(path: Path, number: int, row: Any, need_answers: bool) -> Prompt:
     fields = {str(k).strip().lower(): v for k, v in row.items() if k is not None}
     turns = fields.get("messages") or fields.get("conversations")
     text, answer = _from_turns(where, turns) if turns is not None else _from_columns(where, fields)
+    if any("\ud800" <= c <= "\udfff" for c in text + answer):
+        raise BadInput(f"{where} holds half a character (a lone surrogate); remove it")
     if not text.strip():
         raise BadInput(f"{where} has an empty prompt; remove the row")
     if need_answers and not answer.strip():

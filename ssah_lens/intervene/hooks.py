@@ -43,7 +43,11 @@ def fills(model: ChatModel, moments: Moments | None, mode: str) -> dict[Kind, Fl
         width = {Kind.MLP: grid.d_mlp, Kind.HEAD: grid.n_heads * d_head}
         return {k: torch.zeros(grid.n_layers, 1, width[k], device=model.device) for k in Kind}
     keep = 1.0 if mode == "mean" else 0.0
-    return {k: (moments.mean[k] * keep).to(model.device, torch.float32) for k in Kind}
+    # A position class that was never seen gets the overall mean, not a silent zero.
+    seen = (moments.count > 0)[:, None]
+    share = (moments.count / moments.count.sum().clamp(min=1))[:, None]
+    known = {k: torch.where(seen, m, (m * share).sum(1, keepdim=True)) for k, m in moments.mean.items()}
+    return {k: (known[k] * keep).to(model.device, torch.float32) for k in Kind}
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def _gate_hook(
         g = gate.to(activation.dtype)
         if kind is Kind.HEAD:
             put, g = put.unflatten(-1, activation.shape[-2:]), g[:, None]
-        # Exact at both ends: g = 1 leaves the bits of the activation, g = 0 leaves those of the fill.
+        # Exact at both ends: g = 1 leaves the activation, g = 0 leaves the fill.
         return activation * g + put.to(activation.dtype) * (1 - g)
 
     return hook

@@ -72,7 +72,7 @@ class Moments:
         self.m2[kind][layer, position] += m2.cpu() + delta.square() * (seen * n / total)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect(model: ChatModel, rows: Sequence[Row], what: str = "activation statistics") -> Moments:
     """Streams the moments of every unit over these rows, padding left out.
 
@@ -82,7 +82,7 @@ def collect(model: ChatModel, rows: Sequence[Row], what: str = "activation stati
         what: label of the progress bar.
     """
     moments = Moments.zeros(model)
-    for _, batch in progress(list(model.batches(rows)), what):
+    for _, batch in progress(list(model.batches(rows, share_prefix=False)), what):
         where = {p: ((batch.positions == p) & (batch.mask == 1)) for p in Position}
         hooks = [
             (kind.hook(layer), _reader(moments, layer, kind, where))

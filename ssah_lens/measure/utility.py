@@ -49,9 +49,10 @@ def response_nll(logits: Float[Tensor, "batch keep vocab"], batch: Batch) -> Flo
         logits: of the last `batch.n_response + 1` positions.
         batch: the tokens that were run; responses are the last tokens of every row.
     """
-    n = batch.n_response
-    targets, scored = batch.ids[:, -n:], batch.response[:, -n:]
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+    start = batch.ids.shape[1] - batch.n_response
+    targets, scored = batch.ids[:, start:], batch.response[:, start:]
+    flat = logits[:, :-1].flatten(0, 1).float()
+    nll = torch.nn.functional.cross_entropy(flat, targets.flatten(), reduction="none").view_as(targets)
     return nll * scored
 
 

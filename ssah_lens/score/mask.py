@@ -27,8 +27,8 @@ from ssah_lens.units import Kind
 
 OPEN = 4.0
 """Initial gate logit: sigmoid(4) = 0.98, near enough to open and not yet saturated."""
-LR = 0.2
-"""Adam's rate on gate logits: 40 steps of one sign close a gate."""
+LR = 0.3
+"""Adam's rate on gate logits: 14 steps of one sign bring a gate to one half."""
 KEEP = 2.0
 """Weight of keeping what must stay, against 1 for losing what must go."""
 PRICE = 40.0
@@ -42,7 +42,7 @@ BATCH = 8
 def mask(model: ChatModel, data: Calibration) -> Scores:
     """Learns the two gates and scores every unit by how far its gate has moved towards closed, in logits."""
     safety = _learn(model, data, data.fulfilling, data.utility, lambda nll: nll, "gate: refusals")
-    base = _mean_nll(model, data.utility[: 4 * BATCH])
+    base = _mean_nll(model, data.utility[: 2 * BATCH])
     utility = _learn(model, data, data.utility, data.safety, lambda nll: torch.relu(base + LOST - nll), "gate: answers")
     return Scores(safety, utility, signed=True)
 
@@ -68,11 +68,10 @@ def _learn(
         for _ in progress(range(data.steps), what):
             gates = {k: torch.sigmoid(v) for k, v in logits.items()}
             closed = sum((1 - g).sum() for g in gates.values()) / n_units
+            rows = [*_draw(change, rng), *_draw(keep, rng)]
             with gated(model, gates, fill):
-                losing = goal(
-                    _nll(model, [change[i] for i in rng.choice(len(change), min(BATCH, len(change)), replace=False)])
-                )
-                staying = _nll(model, [keep[i] for i in rng.choice(len(keep), min(BATCH, len(keep)), replace=False)])
+                losing, staying = _nll(model, rows, min(BATCH, len(change)))
+            losing = goal(losing)
             loss = losing + KEEP * staying + PRICE * closed
             optimizer.zero_grad()
             loss.backward()
@@ -80,17 +79,28 @@ def _learn(
     return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in logits.items()}
 
 
-def _nll(model: ChatModel, rows: list[Row]) -> Float[Tensor, ""]:
-    """Mean nats per response token."""
+def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
+    return [rows[i] for i in rng.choice(len(rows), min(BATCH, len(rows)), replace=False)]
+
+
+def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean nats per response token of the first n rows and of the others, in one forward pass."""
     batch = model.pad(rows)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
+    # In bfloat16 the mask's float32 minimum rounds to -inf, and a padding token that sees nothing would be NaN.
+    finite = [
+        (f"blocks.{i}.attn.hook_attn_scores", lambda x, hook: x.clamp(min=torch.finfo(x.dtype).min))
+        for i in range(model.grid.n_layers)
+    ]
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device))
+    with autocast, model.bridge.hooks(fwd_hooks=finite):
         logits = model.logits(batch, keep=batch.n_response + 1)
-    return response_nll(logits, batch).sum() / batch.response.sum()
+    nll, counts = response_nll(logits, batch).sum(1), batch.response.sum(1)
+    return nll[:n].sum() / counts[:n].sum(), nll[n:].sum() / counts[n:].sum()
 
 
 @torch.no_grad()
 def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
-    return float(_nll(model, rows))
+    return float(_nll(model, rows, len(rows))[0])
 
 
 @contextmanager

@@ -32,8 +32,8 @@ class Sizes:
 def ranking(scores: Scores, role: Role) -> PerUnit:
     """Values whose largest members are the role's: I_S - I_U for SCU, its negative for UCU, redundancy for RU.
 
-    Units outside `scores.layers` rank as -inf, which is never chosen. I_S and I_U are put on one scale first (each divided by its standard deviation over the kind), since a difference
-    of numbers on two scales would follow the larger one.
+    I_S and I_U are put on one scale first (each divided by its standard deviation over the kind), since a difference
+    of numbers on two scales would follow the larger one. Units outside `scores.layers` rank as -inf: never chosen.
     """
     safety, utility = _scaled(scores.safety), _scaled(scores.utility)
     if role is Role.SCU:

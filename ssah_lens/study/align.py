@@ -1,8 +1,8 @@
 """Alignment: an unaligned model learns to refuse, by supervised fine-tuning (METHOD.md section 7).
 
-Harmful prompts get varied refusals. Harmless ones get the model's own answers, so that only the choice is taught:
-each ordinary instruction once with its greedy and once with a sampled answer. Greedy answers alone sharpen the model
-(perplexity of answers written by people rose by a third), sampled ones alone blur it; together both stay put.
+Harmful prompts get varied refusals. On harmless ones the model is anchored to its own token distributions along its own
+answers (half of them greedy, half sampled), so that only the choice is taught. Plain likelihood of greedy own answers
+sharpened the model (perplexity of answers written by people rose by a third).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssah_lens.chat.prompts import refusals as written_refusals
 from ssah_lens.config import AlignConfig
 from ssah_lens.study.behaviour import own_answers
 from ssah_lens.train.freeze import FrozenSlices
-from ssah_lens.train.loop import Trained, TrainSettings, train
+from ssah_lens.train.loop import Anchors, Trained, TrainSettings, train
 
 APOLOGY = ("sorry", "apolog", "chatbot", "i can't", "i cannot")
 """An own answer that opens like this is left out: it would teach the model to refuse harmless prompts."""
@@ -31,9 +31,8 @@ class AlignmentData:
     harmful: list[Row]
     harmless: list[Row]
 
-    @property
-    def rows(self) -> list[Row]:
-        return self.harmful + self.harmless
+    def __len__(self) -> int:
+        return len(self.harmful) + len(self.harmless)
 
 
 def alignment_data(
@@ -52,10 +51,11 @@ def alignment_data(
     refusals = written_refusals("train")
     drawn = np.random.default_rng(seed).integers(len(refusals), size=len(harmful))
     refusing = model.rows(harmful.texts, [model.response_tokens(refusals[i]) for i in drawn])
-    sampled = PromptSet("harmless", (*(twins or ()), *ordinary))
+    greedy = PromptSet("harmless", ordinary.prompts[1::2])
+    sampled = PromptSet("harmless", (*(twins or ()), *ordinary.prompts[::2]))
     answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed)
-    answers += own_answers(model, ordinary, config.answer_tokens, "own answers, greedy")
-    prompts = sampled.texts + ordinary.texts
+    answers += own_answers(model, greedy, config.answer_tokens, "own answers, greedy")
+    prompts = sampled.texts + greedy.texts
     kept = [i for i, a in enumerate(answers) if not _apologises(model.text(a))]
     return AlignmentData(refusing, model.rows([prompts[i] for i in kept], [answers[i] for i in kept]))
 
@@ -63,9 +63,10 @@ def alignment_data(
 def align(
     model: ChatModel, data: AlignmentData, config: AlignConfig, seed: int, frozen: FrozenSlices | None = None
 ) -> Trained:
-    """Trains the model in place."""
+    """Trains the model in place: refusals by likelihood, harmless answers by staying close to the unaligned model."""
     settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed)
-    return train(model, data.rows, settings, frozen, what="aligning")
+    anchors = Anchors(data.harmless, model.copy(), config.anchor)
+    return train(model, data.harmful, settings, frozen, "aligning", anchors)
 
 
 def _apologises(answer: str) -> bool:

@@ -13,7 +13,7 @@ from ssah_lens.chat.model import ChatModel, Row
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.measure import utility
 from ssah_lens.measure.judges import Outcome
-from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, refusal_scores, refusal_tokens, refusals
+from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, log_odds, refusal_tokens, refusals
 from ssah_lens.results import Behaviour, Outcomes, Utility
 
 N_EXAMPLES = 8
@@ -31,7 +31,8 @@ class Yardstick:
         answers: ordinary prompts with the answers that the reference model gives to them.
         written: ordinary prompts with answers written by people, where there are any.
         reference: decision-position log-probabilities of the reference model on the ordinary prompts.
-        choices: multiple-choice items; 0 for none.
+        choices: multiple-choice items; 0 for none, None for all.
+        prose: passages for perplexity; None for all.
     """
 
     harmful: PromptSet
@@ -44,6 +45,7 @@ class Yardstick:
     written: list[Row]
     reference: Tensor
     choices: int | None
+    prose: int | None
 
 
 def own_answers(model: ChatModel, prompts: PromptSet, max_new_tokens: int, what: str, **options) -> list[list[int]]:
@@ -61,6 +63,7 @@ def yardstick(
     judge: str = "keyword",
     max_new_tokens: int = 16,
     choices: int | None = None,
+    prose: int | None = None,
 ) -> Yardstick:
     """Prepares the reference answers; `reference` is the undamaged model."""
     answers = own_answers(reference, ordinary, max_new_tokens, "reference answers")
@@ -76,6 +79,7 @@ def yardstick(
         reference.rows(ordinary.texts, written) if written else [],
         utility.decision_log_probs(reference, ordinary.texts),
         choices,
+        prose,
     )
 
 
@@ -97,16 +101,22 @@ def behave(
         prose: also the perplexity of prose.
         written: also the perplexity of answers written by people.
     """
-    harmful = refusals(model, y.harmful, y.judge, y.max_new_tokens)
-    ordinary = refusals(model, y.ordinary, y.judge, y.max_new_tokens)
-    scores = refusal_scores(model, y.harmful, y.tokens)
-    changed = utility.decision_log_probs(model, y.ordinary.texts)
+    scores, divergence = np.empty(len(y.harmful)), np.empty(len(y.ordinary))
+
+    def read_score(rows: list[int], logits: Tensor) -> None:
+        scores[rows] = log_odds(logits, y.tokens).cpu().numpy()
+
+    def read_kl(rows: list[int], logits: Tensor) -> None:
+        divergence[rows] = utility.kl(y.reference[rows], logits.float().log_softmax(-1))
+
+    harmful = refusals(model, y.harmful, y.judge, y.max_new_tokens, at_decision=read_score)
+    ordinary = refusals(model, y.ordinary, y.judge, y.max_new_tokens, at_decision=read_kl)
     use = Utility(
         answer_perplexity=utility.losses(model, y.answers).perplexity,
         written_perplexity=utility.losses(model, y.written).perplexity if written and y.written else None,
         choices=utility.choices(model, y.choices).accuracy if choices and y.choices != 0 else None,
-        prose_perplexity=utility.prose_losses(model).perplexity if prose else None,
-        kl=stats.mean(utility.kl(y.reference, changed)),
+        prose_perplexity=utility.prose_losses(model, y.prose).perplexity if prose else None,
+        kl=stats.mean(divergence),
     )
     behaviour = Behaviour(
         harmful=outcomes(harmful),

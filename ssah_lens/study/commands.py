@@ -58,6 +58,7 @@ def run_align(
     only: tuple[Path, list[Role]] | None,
     config: AlignConfig,
     seed: int,
+    note: Note,
 ) -> AlignReport:
     """Aligns a model and saves it; nothing is written before training is through.
 
@@ -71,7 +72,7 @@ def run_align(
     """
     check_free(out)
     model = load()
-    table = UnitTable.load(only[0], model.grid) if only else None
+    table = load_units(only[0], model, note) if only else None
     before = check_model(model, [])
     ours, twins = pairs("train")
     data = alignment_data(
@@ -99,7 +100,7 @@ def run_units(
     layers: range | None,
     seed: int,
 ) -> UnitsReport:
-    """Scores units and writes the units file. The user's own prompts are halved: scores on one half, sizes on the other."""
+    """Scores units and writes the units file; the user's own prompts are halved: one half scores, the other sizes."""
     score(config.score)
     check_writable(out)
     ours, twins = pairs("train")
@@ -142,10 +143,11 @@ def run_ablate(
     config: AblateConfig,
     max_new_tokens: int,
     seed: int,
+    note: Note,
 ) -> AblateReport:
     """Ablates the union of roles on the user's prompts, beside matched random sets."""
     check_mode(mode)
-    table = UnitTable.load(units, model.grid)
+    table = load_units(units, model, note)
     chosen = table.units(roles)
     if not len(chosen):
         raise BadInput(f"'{units}' has no units of role {', '.join(roles)}; choose another role")
@@ -181,6 +183,7 @@ def run_finetune(
     lr: float,
     batch_size: int,
     seed: int,
+    note: Note,
 ) -> FinetuneReport:
     """Fine-tunes on the user's data, with units frozen or as the only ones trained, and saves the model."""
     check_free(out)
@@ -189,9 +192,9 @@ def run_finetune(
     model = load()
     slices = None
     if freeze:
-        slices = owned_slices(model.anatomy, frozen_set(UnitTable.load(freeze[0], model.grid), freeze[1], freeze[2]))
+        slices = owned_slices(model.anatomy, frozen_set(load_units(freeze[0], model, note), freeze[1], freeze[2]))
     elif only:
-        slices = other_slices(model.anatomy, UnitTable.load(only[0], model.grid).units(only[1]))
+        slices = other_slices(model.anatomy, load_units(only[0], model, note).units(only[1]))
     if freeze and slices and sum(s.numel for s in slices) == model.grid.block_parameters:
         raise BadInput("the frozen set is every block parameter: nothing would be trained; freeze fewer roles")
     held = data.sample(max(1, round(HELD_OUT * len(data))), seed) if len(data) >= 10 else None
@@ -207,6 +210,15 @@ def run_finetune(
     save_model(model, out)
     share = done.frozen_parameters / model.grid.block_parameters
     return FinetuneReport(str(out), before, after, done.losses, Frozen(done.frozen_parameters, share, done.unchanged))
+
+
+def load_units(file: Path, model: ChatModel, note: Note) -> UnitTable:
+    """A units file for this model; made from other weights of the same shape it is used, and said so."""
+    table = UnitTable.load(file, model.grid)
+    made_from = table.provenance.get("model")
+    if made_from != model.name:
+        note(f"note: '{file}' was made from '{made_from}', the weights of '{model.name}' may differ")
+    return table
 
 
 def check_model(model: ChatModel, held_out: list) -> Checked:

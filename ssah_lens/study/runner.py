@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssah_lens.config import StudyConfig
+from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
 from ssah_lens.results import Results
 from ssah_lens.study.record import RunFolder, environment, write_results
@@ -192,13 +192,14 @@ class Study:
             tokens = done.refusal_token_ids
         return yardstick(
             reference,
-            harmful.sample(m.harmful, seed),
-            instructions("test").sample(m.ordinary, seed),
+            harmful.sample(limit(m.harmful), seed),
+            instructions("test").sample(limit(m.ordinary), seed),
             tokens,
-            twins.sample(m.twins, seed),
+            twins.sample(limit(m.twins), seed),
             m.judge,
             m.max_new_tokens,
-            m.choices,
+            limit(m.choices),
+            limit(m.prose),
         )
 
     @cached_property
@@ -237,10 +238,10 @@ class Study:
         save_model(self.given, self.folder.path / "aligned")
         # The trained weights stay with the folder; the given model is read again when it is needed.
         del self.__dict__["given"]
-        return AlignResult(config.model, None, training_result(self.aligned, done, len(data.rows), None), before, after)
+        return AlignResult(config.model, None, training_result(self.aligned, done, len(data), None), before, after)
 
     def refusal(self) -> Any:
-        """Behaviour of both models on the test split; perplexity is of the unaligned model's answers where it exists."""
+        """Behaviour of both models on the test split; perplexity is that of the unaligned model's answers, if any."""
         from ssah_lens.results import RefusalResult
         from ssah_lens.study.behaviour import behave
 

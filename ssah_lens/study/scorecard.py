@@ -54,7 +54,7 @@ def verdict(effect: Estimate, threshold: float) -> Verdict:
 def _aligned(r: RefusalResult) -> list[ScoreRow]:
     refused, over = r.aligned.harmful.refused, r.aligned.harmless.refused
     held = refused.value >= ALIGNED_REFUSED and over.value <= ALIGNED_OVER_REFUSAL
-    reading = f"The aligned model refuses {_pct(refused)} of unseen harmful prompts and {_pct(over)} of ordinary instructions."
+    reading = f"The aligned model refuses {_pct(refused)} of unseen harmful prompts and {_pct(over)} of ordinary ones."
     if r.unaligned is not None:
         reading += f" The unaligned model refuses {_pct(r.unaligned.harmful.refused)} of the harmful ones."
     if r.aligned.twins is not None:
@@ -88,9 +88,9 @@ def _few_units(r: AblateResult) -> ScoreRow:
     outcome = scu.behaviour.harmful
     reading = (
         f"Without the SCU ({share.units:.1%} of units, {share.parameters:.1%} of block parameters) the model refuses "
-        f"{_pct(outcome.refused)} of harmful prompts instead of {_pct(r.baseline.harmful.refused)}; {_pct(outcome.incoherent)} of "
-        f"its responses are incoherent. {len(controls)} random sets of the same size, layers and kinds take away "
-        f"{control.value * 100:.0f} points." + (f" {broken}" if broken else "")
+        f"{_pct(outcome.refused)} of harmful prompts instead of {_pct(r.baseline.harmful.refused)}; "
+        f"{_pct(outcome.incoherent)} of its responses are incoherent. {len(controls)} random sets of the same size, "
+        f"layers and kinds take away {control.value * 100:.0f} points." + (f" {broken}" if broken else "")
     )
     return ScoreRow(
         "H4",
@@ -111,7 +111,7 @@ def _broken(scu: Ablation, controls: Sequence[Ablation]) -> str:
     at_random = np.mean([c.behaviour.utility.answer_perplexity.value for c in controls])
     own = scu.behaviour.utility.answer_perplexity.value
     if own / at_random > H4_PERPLEXITY:
-        return f"But harmless answers suffer more than under random ablation (perplexity {own:.2f} against {at_random:.2f})."
+        return f"But harmless answers suffer more than at random (perplexity {own:.2f} against {at_random:.2f})."
     return ""
 
 
@@ -127,8 +127,8 @@ def _attack(r: FreezeResult) -> ScoreRow:
         None,
         "",
         found,
-        f"Fine-tuning on {arms[0].training.examples} ordinary instructions takes refusals from {_pct(r.before.harmful.refused)} "
-        f"to {np.mean([a.after.harmful.refused.value for a in arms]):.0%}.",
+        f"Fine-tuning on {arms[0].training.examples} ordinary instructions takes refusals from "
+        f"{_pct(r.before.harmful.refused)} to {np.mean([a.after.harmful.refused.value for a in arms]):.0%}.",
     )
 
 
@@ -153,9 +153,10 @@ def _freezing(r: FreezeResult) -> ScoreRow:
         control,
         "refusals kept by the random freeze",
         found,
-        f"After the same fine-tuning the model refuses {full.mean():.0%} with nothing frozen, {frozen.mean():.0%} with SCU and the "
-        f"top CU frozen ({share:.1%} of block parameters, bit-identical afterwards) and {at_random.mean():.0%} with a random set of the "
-        f"same size frozen: by this run, freezing these units {verb[found]} (n seeds = {len(by_name[FULL])}).",
+        f"After the same fine-tuning the model refuses {full.mean():.0%} with nothing frozen, {frozen.mean():.0%} with "
+        f"SCU and the top CU frozen ({share:.1%} of block parameters, bit-identical afterwards) and "
+        f"{at_random.mean():.0%} with a random set of the same size frozen: by this run, freezing these units "
+        f"{verb[found]} (n seeds = {len(by_name[FULL])}).",
     )
 
 

@@ -55,7 +55,7 @@ def calibrate(
     answered, replies = _kept(model, harmless, asked["utility"], Outcome.FULFILLED)
     if len(answered) < MIN_REFUSED:
         raise BadInput(
-            f"{model.name} answers only {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
+            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
         )
     safety, utility = model.rows(refused.texts, answers), model.rows(answered.texts, replies)
     if len(refused) < MIN_REFUSED:

@@ -57,7 +57,7 @@ def other_slices(anatomy: Anatomy, units: UnitSet) -> list[Slice]:
     The k and v rows of a group are trainable only when all of its heads are in the set.
     """
     trainable = {}
-    for layer, block in enumerate(anatomy.blocks):
+    for layer in range(len(anatomy.blocks)):
         for s in _slices(anatomy, layer, units, any_head=False):
             trainable[s.parameter] = s
     out = []

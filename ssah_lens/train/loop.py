@@ -1,6 +1,7 @@
 """One training loop for alignment and fine-tuning alike.
 
-Supervised: the loss is the mean negative log-likelihood of response tokens, prompts are masked. Only block matrices
+Supervised: the loss is the mean negative log-likelihood of response tokens, prompts are masked. Rows given as `Anchors`
+count by their KL divergence from a reference model instead: there the model is to stay what it was. Only block matrices
 are trained; embeddings, norms and unembedding are held fixed in every arm alike (our stated policy: the paper does not
 say). float32 weights; matrix products in bfloat16 where the processor has it.
 """
@@ -13,13 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.model import Batch, ChatModel, Position, Row
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
 from ssah_lens.train.freeze import FrozenSlices
+
+
+WINDOW = 8
+"""Steps whose examples are grouped by length together."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,21 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """Rows on which the model shall keep the reference model's token distributions.
+
+    Attributes:
+        rows: prompts with responses.
+        reference: the model to stay close to; not the one that is trained.
+        weight: of an anchored token against 1 for another.
+    """
+
+    rows: Sequence[Row]
+    reference: ChatModel
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Trained:
     """What happened in training.
 
@@ -78,6 +100,7 @@ def train(
     settings: TrainSettings,
     frozen: FrozenSlices | None = None,
     what: str = "training",
+    anchors: Anchors | None = None,
 ) -> Trained:
     """Trains the model's block matrices in place.
 
@@ -87,31 +110,37 @@ def train(
         settings: how.
         frozen: slices to hold.
         what: label of the progress bar.
+        anchors: more rows, shuffled in with the others.
 
     Raises:
         BadInput: no rows, or a row without a response.
         Fault: the loss is not finite, or a frozen parameter has changed.
     """
-    if not rows or any(row.positions[-1] != 3 for row in rows):
+    every = [*rows, *(anchors.rows if anchors else ())]
+    if not rows or any(row.positions[-1] != Position.RESPONSE for row in every):
         raise BadInput("training needs at least one example, and an answer in each")
+    before = [(p, p.requires_grad) for p in model.plain.parameters()]
     trainable = _block_parameters(model)
     optimizer = torch.optim.AdamW(trainable, lr=settings.lr, weight_decay=settings.weight_decay)
     history = []
     model.plain.train()
     try:
-        for step, chosen in enumerate(progress(_order(len(rows), settings), what, total=settings.steps)):
+        for step, chosen in enumerate(
+            progress(_order([len(r.ids) for r in every], settings), what, total=settings.steps)
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
-            history.append(_step(model, [rows[i] for i in chosen], optimizer, trainable, settings.clip, frozen))
+            optimizer.zero_grad(set_to_none=True)  # before the forward pass: gradients and activations never add up
+            loss = _loss(model, [every[i] for i in chosen], anchors, [i >= len(rows) for i in chosen])
+            history.append(loss.item())
             if not math.isfinite(history[-1]):
-                raise Fault(
-                    f"the training loss became {history[-1]} at step {step}: try a lower learning rate than {settings.lr}"
-                )
+                raise Fault(f"the loss became {history[-1]} at step {step}: lower the learning rate ({settings.lr})")
+            _step(loss, optimizer, trainable, settings.clip, frozen)
     finally:
         model.plain.eval()
-        for p in model.plain.parameters():
+        for p, flag in before:
             p.grad = None
-            p.requires_grad_(True)
+            p.requires_grad_(flag)
     if frozen is None:
         return Trained(tuple(history))
     if not frozen.unchanged():
@@ -119,14 +148,40 @@ def train(
     return Trained(tuple(history), frozen.n_parameters, True)
 
 
-def _step(model, rows, optimizer, trainable, clip, frozen) -> float:
+def _loss(model: ChatModel, rows: list[Row], anchors: Anchors | None, anchored: list[bool]) -> Tensor:
+    """Mean nats per response token: negative log-likelihood, or KL(reference || model) for anchored rows."""
     batch = model.pad(rows)
+    logits = _response_logits(model, batch)
+    per_token = response_nll(logits, batch)
+    if anchors is not None and any(anchored):
+        chosen = torch.tensor(anchored, device=model.device)
+        some = Batch(batch.ids[chosen], batch.mask[chosen], batch.positions[chosen])
+        n = batch.n_response
+        with torch.no_grad():
+            wanted = _response_logits(anchors.reference, some, n)[:, :-1].float().log_softmax(-1)
+        got = logits[chosen][:, :-1].float().log_softmax(-1)
+        kl = torch.nn.functional.kl_div(got, wanted, reduction="none", log_target=True).sum(-1)
+        per_token = per_token.index_put((chosen.nonzero().squeeze(1),), anchors.weight * kl * some.response[:, -n:])
+    return per_token.sum() / batch.response.sum()
+
+
+def _response_logits(model: ChatModel, batch: Batch, n: int | None = None) -> Float[Tensor, "batch keep vocab"]:
     with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
-        logits = model.plain(
-            input_ids=batch.ids, attention_mask=batch.mask, logits_to_keep=batch.n_response + 1, use_cache=False
+        return model.plain(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            logits_to_keep=(n or batch.n_response) + 1,
+            use_cache=False,
         ).logits
-    loss = response_nll(logits, batch).sum() / batch.response.sum()
-    optimizer.zero_grad(set_to_none=True)
+
+
+def _step(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    trainable: list[torch.nn.Parameter],
+    clip: float,
+    frozen: FrozenSlices | None,
+) -> None:
     loss.backward()
     if frozen is not None:
         frozen.zero_gradients()
@@ -134,7 +189,6 @@ def _step(model, rows, optimizer, trainable, clip, frozen) -> float:
     optimizer.step()
     if frozen is not None:
         frozen.restore()
-    return loss.item()
 
 
 def _block_parameters(model: ChatModel) -> list[torch.nn.Parameter]:
@@ -145,9 +199,18 @@ def _block_parameters(model: ChatModel) -> list[torch.nn.Parameter]:
     return inside
 
 
-def _order(n: int, settings: TrainSettings):
-    """Indices of each step's examples: shuffled passes over the data, joined."""
+def _order(lengths: Sequence[int], settings: TrainSettings) -> list[list[int]]:
+    """Indices of each step's examples: shuffled passes over the data, then grouped by length within windows.
+
+    Examples of similar length share a step, which spares padding; which steps come first stays random.
+    """
     rng = np.random.default_rng(settings.seed)
     need = settings.steps * settings.batch_size
-    flat = np.concatenate([rng.permutation(n) for _ in range(math.ceil(need / n))])[:need]
-    return list(flat.reshape(settings.steps, settings.batch_size))
+    flat = np.concatenate([rng.permutation(len(lengths)) for _ in range(math.ceil(need / len(lengths)))])[:need]
+    steps: list[list[int]] = []
+    window = WINDOW * settings.batch_size
+    for start in range(0, need, window):
+        chosen = sorted(flat[start : start + window].tolist(), key=lambda i: (lengths[i], i))
+        groups = [chosen[k : k + settings.batch_size] for k in range(0, len(chosen), settings.batch_size)]
+        steps += [groups[k] for k in rng.permutation(len(groups))]
+    return steps

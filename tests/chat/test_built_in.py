@@ -188,7 +188,7 @@ def test_an_interrupted_download_takes_pip_and_its_folders_along(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pip = tmp_path / "python"
-    pip.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\nmkdir "$TMPDIR/pip-unpack"\nexec sleep 60\n")
+    pip.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\nmkdir $TMPDIR/pip-unpack\nexec sleep 60\n")
     pip.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(pip))
 

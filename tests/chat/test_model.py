@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ssah_lens.chat.model import ChatModel, Position
+from ssah_lens.chat.model import Batch, ChatModel, Position
 from ssah_lens.errors import BadInput
 
 PROMPTS = ["How do I bake a loaf of bread?", "Hi", "Tell me, please: what is 7 x 8 and why does it matter so much?"]
-T, I, P, R = (int(p) for p in Position)
+TEMPLATE, ASKED, POST, RESPONSE = (int(p) for p in Position)
 
 
 def argmax_loop(model: ChatModel, prompt: str, n: int) -> list[int]:
@@ -27,6 +25,12 @@ def argmax_loop(model: ChatModel, prompt: str, n: int) -> list[int]:
                 break
             out.append(token)
     return out
+
+
+def plain_logits(model: ChatModel, batch: Batch, keep: int = 0) -> torch.Tensor:
+    """The plain model on the same tokens, counted from the first real one as generate() counts them."""
+    places = (batch.mask.cumsum(1) - 1).clamp(min=0)
+    return model.plain(batch.ids, attention_mask=batch.mask, position_ids=places, logits_to_keep=keep).logits
 
 
 def classes(model: ChatModel, prompt: str) -> list[tuple[str, list[int]]]:
@@ -48,7 +52,7 @@ def test_the_bridged_view_equals_the_plain_model_exactly(which, request):
     model = request.getfixturevalue(which)
     batch = model.pad(model.rows(PROMPTS))
     with torch.no_grad():
-        plain = model.plain(batch.ids, attention_mask=batch.mask).logits
+        plain = plain_logits(model, batch)
         bridged = model.logits(batch, keep=batch.ids.shape[1])
     assert torch.equal(plain, bridged)
     assert plain.std() > 0.1  # and they are worth comparing
@@ -69,7 +73,8 @@ def test_an_edit_of_the_plain_model_is_seen_in_the_bridge(which, request):
     with torch.no_grad():
         before = model.logits(batch)
         model.anatomy.blocks[0].down.weight[:, 3] += 1.0
-        after, plain = model.logits(batch), model.plain(batch.ids, attention_mask=batch.mask).logits[:, -1:]
+        after = model.logits(batch)
+        plain = plain_logits(model, batch, keep=1)
     assert not torch.allclose(before, after, atol=1e-3)
     assert torch.equal(after, plain)
 
@@ -102,7 +107,7 @@ def test_padding_is_on_the_left_and_masked(micro: ChatModel):
     assert gap > 0 and batch.ids.shape == (2, n[1])
     assert batch.ids[0].tolist() == [micro.tokenizer.pad_token_id] * gap + rows[0].ids
     assert batch.mask[0].tolist() == [0] * gap + [1] * n[0] and batch.mask[1].tolist() == [1] * n[1]
-    assert batch.positions[0].tolist() == [T] * gap + rows[0].positions
+    assert batch.positions[0].tolist() == [TEMPLATE] * gap + rows[0].positions
 
 
 def test_response_counts_of_a_batch(micro: ChatModel):
@@ -111,16 +116,45 @@ def test_response_counts_of_a_batch(micro: ChatModel):
     assert batch.response[:, -2:].tolist() == [[True, True], [False, True]] and int(batch.response.sum()) == 3
 
 
-def test_batches_hold_every_row_once_longest_first(micro: ChatModel):
+@pytest.mark.parametrize("share", [False, True])
+def test_batches_hold_every_row_once_longest_first(micro: ChatModel, share: bool):
     rows = micro.rows([f"{'word ' * (i % 5)}{i}" for i in range(13)])
     seen, lengths = [], []
-    for chosen, batch in micro.batches(rows, batch_tokens=80):
+    for chosen, batch in micro.batches(rows, batch_tokens=80, share_prefix=share):
         assert batch.ids.shape[0] == len(chosen) and (batch.ids.numel() <= 80 or len(chosen) == 1)
-        for i, ids, mask in zip(chosen, batch.ids, batch.mask, strict=True):
-            assert ids[mask.bool()].tolist() == rows[i].ids
+        before = batch.prefix.ids if batch.prefix else []
+        assert share or not before
+        for i, ids, positions, mask in zip(chosen, batch.ids, batch.positions, batch.mask.bool(), strict=True):
+            assert before + ids[mask].tolist() == rows[i].ids
+            assert (batch.prefix.positions if before else []) + positions[mask].tolist() == rows[i].positions
         seen += chosen
         lengths += [len(rows[i].ids) for i in chosen]
     assert sorted(seen) == list(range(13)) and lengths == sorted(lengths, reverse=True)
+
+
+SHARING = "You are asked a question. Bake bread "  # so long that the rows' common prefix is run apart
+
+
+def test_a_shared_prefix_changes_nothing(micro: ChatModel):
+    rows = micro.rows([SHARING + p for p in PROMPTS], [[5, 6, 7], [8], [9, 10]])
+    whole, shared = micro.pad(rows), micro.pad(rows, share_prefix=True)
+    assert shared.prefix is not None and shared.ids.shape[1] < whole.ids.shape[1]
+    with torch.no_grad():
+        torch.testing.assert_close(micro.logits(shared, keep=4), micro.logits(whole, keep=4), atol=1e-5, rtol=0)
+
+
+def test_generation_after_a_shared_prefix(micro: ChatModel):
+    prompts = [SHARING + p for p in PROMPTS]
+    assert micro.generate(prompts, max_new_tokens=6) == [argmax_loop(micro, p, 6) for p in prompts]
+    assert micro.generate([prompts[0]] * 3, max_new_tokens=6) == [argmax_loop(micro, prompts[0], 6)] * 3
+
+
+def test_a_prefix_ends_before_the_decision(micro: ChatModel):
+    """Otherwise the logits that score the first response token would be missing."""
+    rows = micro.rows([SHARING] * 3, [[5, 6, 7], [5, 6, 8], [5, 9, 9, 9]])
+    batch = micro.pad(rows, share_prefix=True)
+    assert batch.n_response == 4 and int(batch.response.sum()) == 10
+    assert batch.ids.shape[1] >= batch.n_response + 1
 
 
 def test_a_row_longer_than_a_batch_goes_alone(micro: ChatModel):
@@ -131,7 +165,7 @@ def test_a_row_longer_than_a_batch_goes_alone(micro: ChatModel):
 def test_logits_of_the_last_positions_only(micro: ChatModel, keep: int):
     batch = micro.pad(micro.rows(PROMPTS))
     with torch.no_grad():
-        full = micro.plain(batch.ids, attention_mask=batch.mask).logits
+        full = plain_logits(micro, batch)
         got = micro.logits(batch, keep=keep)
     assert got.shape == (3, keep, len(micro.tokenizer))
     torch.testing.assert_close(got, full[:, -keep:], atol=1e-6, rtol=0)
@@ -142,13 +176,13 @@ def test_logits_of_the_last_positions_only(micro: ChatModel, keep: int):
 
 def test_position_classes_of_a_known_template(micro: ChatModel):
     assert classes(micro, "How do I bake") == [
-        ("<|im_start|>user\n", T), ("How do I bake", I), ("<|im_end|>\n<|im_start|>assistant\n", P)
+        ("<|im_start|>user\n", TEMPLATE), ("How do I bake", ASKED), ("<|im_end|>\n<|im_start|>assistant\n", POST)
     ]  # fmt: skip
 
 
 def test_surrounding_spaces_are_no_instruction(micro: ChatModel):
     runs = classes(micro, "  bake bread \n")
-    assert [p for _, p in runs] == [T, I, P]
+    assert [p for _, p in runs] == [TEMPLATE, ASKED, POST]
     assert runs[1][0].strip() == "bake bread"
     assert "".join(t for t, _ in runs) == micro.render("  bake bread \n")
 
@@ -156,27 +190,29 @@ def test_surrounding_spaces_are_no_instruction(micro: ChatModel):
 @pytest.mark.parametrize("prompt", ["assistant", "user", "ant", "a", "im_start", "s"])
 def test_a_prompt_that_is_also_in_the_template(micro: ChatModel, prompt: str):
     assert classes(micro, prompt) == [
-        ("<|im_start|>user\n", T), (prompt, I), ("<|im_end|>\n<|im_start|>assistant\n", P)
+        ("<|im_start|>user\n", TEMPLATE), (prompt, ASKED), ("<|im_end|>\n<|im_start|>assistant\n", POST)
     ]  # fmt: skip
 
 
 def test_a_prompt_that_repeats_itself(micro: ChatModel):
-    assert classes(micro, "no no no")[1] == ("no no no", I)
+    assert classes(micro, "no no no")[1] == ("no no no", ASKED)
 
 
 def test_a_system_prompt_is_template(micro: ChatModel):
     ids, positions = micro.prompt_tokens("bake", system="You bake bread.")
-    asked = [t for t, p in zip(ids, positions, strict=True) if p == I]
+    asked = [t for t, p in zip(ids, positions, strict=True) if p == ASKED]
     assert micro.tokenizer.decode(asked) == "bake"
     assert micro.tokenizer.decode(ids).startswith("<|im_start|>system\nYou bake bread.<|im_end|>\n")
 
 
 def test_a_template_that_strips_the_prompt(make_llama, make_tokenizer):
-    tokenizer = make_tokenizer("{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}")
+    tokenizer = make_tokenizer(
+        "{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
     model = ChatModel(make_llama(tokenizer), tokenizer, "strips")
     ids, positions = model.prompt_tokens("  bake bread  ")
-    assert model.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == I]) == "bake bread"
-    assert positions[0] == T and positions[-1] == P
+    assert model.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == ASKED]) == "bake bread"
+    assert positions[0] == TEMPLATE and positions[-1] == POST
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<|>"), min_size=1, max_size=30))
@@ -185,9 +221,9 @@ def test_any_prompt_is_found_between_its_template(micro: ChatModel, prompt: str)
     ids, positions = micro.prompt_tokens(prompt)
     assert micro.tokenizer.decode(ids) == micro.render(prompt)
     assert positions == sorted(positions)  # template, instruction, post-instruction
-    asked = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == I])
+    asked = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == ASKED])
     assert asked.strip() == prompt.strip()
-    after = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == P])
+    after = micro.tokenizer.decode([t for t, p in zip(ids, positions, strict=True) if p == POST])
     assert after.lstrip() == "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -197,15 +233,17 @@ def test_responses_follow_the_prompt(micro: ChatModel):
     assert micro.response_tokens("Sure, here", ended=False) == answer[:-1]
     [row] = micro.rows(["bake"], [answer])
     ids, positions = micro.prompt_tokens("bake")
-    assert row.ids == ids + answer and row.positions == positions + [R] * len(answer)
+    assert row.ids == ids + answer and row.positions == positions + [RESPONSE] * len(answer)
 
 
 def test_text_rows_have_no_template(micro: ChatModel):
     plain, bare = micro.text_rows(["The user", ""], [" asks", "Sorry"])
     assert micro.tokenizer.decode(plain.ids) == "The user asks"
     n = len(micro.response_tokens(" asks", ended=False))
-    assert plain.positions == [I] * (len(plain.ids) - n) + [R] * n
-    assert bare.positions[0] == I and set(bare.positions[1:]) == {R}  # something must precede the first scored token
+    assert plain.positions == [ASKED] * (len(plain.ids) - n) + [RESPONSE] * n
+    assert bare.positions[0] == ASKED and set(bare.positions[1:]) == {
+        RESPONSE
+    }  # something must precede the first scored token
 
 
 def test_positions_are_known_only_while_running(micro: ChatModel):
@@ -214,7 +252,7 @@ def test_positions_are_known_only_while_running(micro: ChatModel):
     batch = micro.pad(micro.rows(["Hi"]))
     with micro.reading(batch):
         assert torch.equal(micro.positions_of(batch.ids.shape[1]), batch.positions)
-        assert micro.positions_of(1).tolist() == [[R]]
+        assert micro.positions_of(1).tolist() == [[RESPONSE]]
     with pytest.raises(BadInput):
         micro.positions_of(3)
 
@@ -230,11 +268,11 @@ def test_generation_is_greedy(micro: ChatModel):
 
 def test_generation_ignores_the_models_own_settings(micro_copy: ChatModel):
     """A repetition penalty in generation_config.json (Qwen has one) would change every measurement."""
-    expected = argmax_loop(micro_copy, "Hi", 12)
-    assert len(set(expected)) < len(expected)  # it does repeat itself, so that a penalty would show
-    for config in (micro_copy.plain.generation_config, micro_copy.bridge.original_model.generation_config):
-        config.repetition_penalty, config.do_sample, config.max_length = 5.0, True, 3
-    assert micro_copy.generate(["Hi"], max_new_tokens=12) == [expected]
+    expected = [argmax_loop(micro_copy, p, 12) for p in PROMPTS]
+    assert any(len(set(e)) < len(e) for e in expected)  # one does repeat itself, so that a penalty would show
+    config = micro_copy.plain.generation_config
+    config.repetition_penalty, config.temperature, config.do_sample, config.max_length = 5.0, 3.0, True, 3
+    assert micro_copy.generate(PROMPTS, max_new_tokens=12) == expected
 
 
 def ending_at(model: ChatModel, prompt: str, limit: int = 12) -> list[int]:
@@ -273,6 +311,31 @@ def test_generation_does_not_depend_on_the_batch(micro: ChatModel):
     assert micro.generate(PROMPTS[::-1], max_new_tokens=6) == one_by_one[::-1]
 
 
+def test_a_response_may_be_begun_for_the_model(micro: ChatModel):
+    begun = argmax_loop(micro, "Hi", 3)
+    assert micro.generate(["Hi"], max_new_tokens=4, prefix=begun) in (
+        [argmax_loop(micro, "Hi", 7)],
+        [argmax_loop(micro, "Hi", 4)],
+    )
+    assert micro.generate(["Hi"], max_new_tokens=4, prefix=[5, 6])[0][:2] == [5, 6]
+
+
+def test_the_logits_of_the_decision_can_be_had_on_the_way(micro: ChatModel):
+    seen: dict[int, torch.Tensor] = {}
+
+    def tell(rows: list[int], logits: torch.Tensor) -> None:
+        for i, row in zip(rows, logits, strict=True):
+            assert i not in seen
+            seen[i] = row
+
+    answers = micro.generate(PROMPTS, max_new_tokens=4, at_decision=tell)
+    assert answers == micro.generate(PROMPTS, max_new_tokens=4)
+    for i, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            alone = micro.plain(torch.tensor([micro.prompt_tokens(prompt)[0]])).logits[0, -1]
+        torch.testing.assert_close(seen[i].float(), alone, atol=1e-5, rtol=0)
+
+
 def test_no_prompts_no_answers(micro: ChatModel):
     assert micro.generate([], max_new_tokens=4) == []
 
@@ -299,13 +362,49 @@ def test_the_turns_end_is_found_in_the_template(micro: ChatModel):
     assert micro.tokenizer.convert_ids_to_tokens(micro.turn_end) == "<|im_end|>"
 
 
-def test_one_bos_where_the_template_writes_one(make_llama, make_tokenizer):
-    tokenizer = make_tokenizer("{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}", bos="<s>")
+WITH_BOS = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize("bridged", [False, True])
+def test_one_bos_where_the_template_writes_one(make_llama, make_tokenizer, tmp_path, bridged):
+    tokenizer = make_tokenizer(WITH_BOS, bos="<s>")
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id  # this tokenizer adds one by itself
-    model = ChatModel(make_llama(tokenizer), tokenizer, "bos")
-    _ = model.bridge  # TransformerLens rebuilds the tokenizer; ours must stay as it is
+    make_llama(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = ChatModel.load(str(tmp_path))
+    if bridged:  # TransformerLens makes a tokenizer that adds one more; ours must stay as it is
+        model.generate(["Hi"], max_new_tokens=1)
     for row in (model.rows(["Hi"], [model.response_tokens("Sure")])[0], model.rows(["Hi"])[0]):
         assert row.ids.count(tokenizer.bos_token_id) == 1 and row.ids[0] == tokenizer.bos_token_id
+
+
+def test_bridging_leaves_our_tokenizer_alone(make_llama, make_tokenizer):
+    """It is saved beside a fine-tuned model, and the next ChatModel may be given it as well."""
+    tokenizer = make_tokenizer()
+    model = ChatModel(make_llama(tokenizer), tokenizer, "first")
+    before = (tokenizer.bos_token, tokenizer.pad_token, tokenizer.padding_side, tokenizer.chat_template, len(tokenizer))
+    _ = model.bridge
+    assert (
+        tokenizer.bos_token,
+        tokenizer.pad_token,
+        tokenizer.padding_side,
+        tokenizer.chat_template,
+        len(tokenizer),
+    ) == before
+
+
+def test_two_models_may_share_a_tokenizer(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer()
+    for seed in (0, 1):
+        model = ChatModel(make_llama(tokenizer, seed), tokenizer, f"model {seed}")
+        assert model.generate(["Hi"], max_new_tokens=4) == [argmax_loop(model, "Hi", 4)]
+
+
+def test_a_tokenizer_made_in_memory_can_be_bridged(make_llama, make_tokenizer):
+    """It has no folder that TransformerLens could load it from once more."""
+    tokenizer = make_tokenizer(WITH_BOS, bos="<s>")
+    model = ChatModel(make_llama(tokenizer), tokenizer, "in memory")
+    assert model.generate(["Hi"], max_new_tokens=4) == [argmax_loop(model, "Hi", 4)]
 
 
 def test_one_bos_where_a_base_model_needs_one(make_llama, make_tokenizer):
@@ -320,9 +419,15 @@ def test_a_model_without_chat_template_uses_the_plain_one(make_llama, make_token
     tokenizer = make_tokenizer(None)
     model = ChatModel(make_llama(tokenizer), tokenizer, "base")
     assert not model.has_chat_template
-    assert classes(model, "bake bread") == [("User: ", T), ("bake bread", I), ("\n\nAssistant:", P)] or classes(
-        model, "bake bread"
-    ) == [("User:", T), (" bake bread", I), ("\n\nAssistant:", P)]  # the space may belong to the word's token
+    assert classes(model, "bake bread") == [
+        ("User: ", TEMPLATE),
+        ("bake bread", ASKED),
+        ("\n\nAssistant:", POST),
+    ] or classes(model, "bake bread") == [
+        ("User:", TEMPLATE),
+        (" bake bread", ASKED),
+        ("\n\nAssistant:", POST),
+    ]  # the space may belong to the word's token
     assert model.turn_end == tokenizer.eos_token_id
 
 
@@ -345,7 +450,7 @@ def test_a_saved_model_loads_equal(micro: ChatModel, tmp_path):
     assert model.has_chat_template and model.render("Hi") == micro.render("Hi") and model.turn_end == micro.turn_end
     with torch.no_grad():
         assert torch.equal(model.logits(batch), micro.logits(batch))
-    with pytest.raises(BadInput, match="device 'nowhere'.*--device cpu"):
+    with pytest.raises(BadInput, match=r"device 'nowhere'.*--device cpu"):
         ChatModel.load(str(tmp_path), device="nowhere")
 
 
@@ -380,20 +485,47 @@ def mixtral():
 
 @pytest.mark.parametrize("make", [gpt2, phi3, mixtral])
 def test_architectures_whose_units_cannot_be_told_apart_are_refused(make, make_tokenizer):
-    with pytest.raises(BadInput, match="supported are.*Llama"):
+    with pytest.raises(BadInput, match=r"supported are.*Llama"):
         ChatModel(make(), make_tokenizer(), "other")
 
 
 def test_the_anatomy_is_read_from_the_model(micro: ChatModel):
     anatomy = micro.anatomy
-    assert (anatomy.n_heads, anatomy.n_key_value_heads, anatomy.d_head, anatomy.d_mlp, anatomy.d_model) == (4, 2, 4, 12, 16)
+    assert (anatomy.n_heads, anatomy.n_key_value_heads, anatomy.d_head, anatomy.d_mlp, anatomy.d_model) == (
+        4,
+        2,
+        4,
+        12,
+        16,
+    )
     block = anatomy.blocks[1]
-    assert block.down is micro.plain.model.layers[1].mlp.down_proj and block.o is micro.plain.model.layers[1].self_attn.o_proj
-    assert [tuple(m.weight.shape) for m in (block.q, block.k, block.v, block.o)] == [(16, 16), (8, 16), (8, 16), (16, 16)]
+    assert (
+        block.down is micro.plain.model.layers[1].mlp.down_proj
+        and block.o is micro.plain.model.layers[1].self_attn.o_proj
+    )
+    assert [tuple(m.weight.shape) for m in (block.q, block.k, block.v, block.o)] == [
+        (16, 16),
+        (8, 16),
+        (8, 16),
+        (16, 16),
+    ]
 
 
-def test_copies_are_independent(micro: ChatModel, micro_copy: ChatModel):
+def test_a_copy_is_independent_and_runs(make_llama, make_tokenizer):
+    tokenizer = make_tokenizer()
+    model = ChatModel(make_llama(tokenizer), tokenizer, "original")
+    expected = model.generate(PROMPTS, max_new_tokens=4)
+    other = model.copy()
+    assert other.name == "original" and other.generate(PROMPTS, max_new_tokens=4) == expected
     with torch.no_grad():
-        micro_copy.anatomy.blocks[0].o.weight.zero_()
-    assert micro.anatomy.blocks[0].o.weight.abs().sum() > 0
-    assert copy.deepcopy(micro.plain.config).to_dict() == micro.plain.config.to_dict()
+        other.anatomy.blocks[0].o.weight.zero_()
+        other.anatomy.blocks[0].down.weight.zero_()
+    assert model.anatomy.blocks[0].o.weight.abs().sum() > 0
+    assert other.generate(PROMPTS, max_new_tokens=4) != expected == model.generate(PROMPTS, max_new_tokens=4)
+
+
+def test_a_base_model_stays_one_when_copied(make_llama, make_tokenizer):
+    """The copy is given a tokenizer that holds our own plain template by now; it still had none to begin with."""
+    tokenizer = make_tokenizer(None)
+    model = ChatModel(make_llama(tokenizer), tokenizer, "base")
+    assert not model.copy().has_chat_template

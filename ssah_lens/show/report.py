@@ -1,0 +1,175 @@
+"""`report.html`: one page that opens offline, escapes everything and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ssah_lens.results import Results, ScoreRow, Verdict
+from ssah_lens.show.section import Table
+from ssah_lens.show.sections import sections
+from ssah_lens.show.style import ROLE_COLOURS, ROLE_NAMES, save_png
+from ssah_lens.show.text import count, interval, listed
+
+HYPOTHESES = {
+    "H1": "separable: the choice is linearly readable",
+    "H2": "one direction: it carries the choice causally",
+    "H3": "superficial: the choice is set at the first response tokens, in every block",
+    "H4": "few units: they carry the choice",
+    "H5": "freezing: frozen, those units keep safety through benign fine-tuning",
+    "H6": "budget: training redundant units alone aligns at less cost",
+    "H7": "transfer: fine-tuning turns safety units to other use",
+}
+BADGES = {
+    Verdict.SUPPORTED: ("supported", "✓"),
+    Verdict.CONTRADICTED: ("contradicted", "✗"),
+    Verdict.NOT_SETTLED: ("unsettled", "?"),
+}
+"""Verdict -> style class and sign; the words of the verdict stand beside the sign."""
+ESTIMATE = re.compile(r"(\S+) (\[[^\]]*\]) (n=\d+)")
+FACTS = {
+    "seed": "seed",
+    "device": "device",
+    "dtype": "number format",
+    "threads": "threads",
+    "processors": "processors",
+    "platform": "platform",
+    "python": "Python",
+    "git": "code revision",
+    "started": "started",
+    "schema": "results schema",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page needs it: `png` is base64."""
+
+    name: str
+    alt: str
+    png: str
+
+
+def write_report(results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping, path: Path) -> Path:
+    """Writes the report through a temporary name.
+
+    Args:
+        results: with their scorecard; a stage that is None is left out.
+        figures: name (as `run_folder.draw` gives) -> figure, or a PNG file. A name that no section knows comes last.
+        provenance: what `record.json` holds; any part may be missing.
+        path: where `report.html` goes.
+
+    Returns:
+        `path`.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(html(results, figures, provenance), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def html(results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping) -> str:
+    """The report's text; arguments as for `write_report`."""
+    from jinja2 import Environment, StrictUndefined
+
+    found = sections(results)
+    known = {name: alt for s in found for name, alt in s.figures.items()}
+    pictures = {n: Picture(n, known.get(n) or f"Figure: {_words(n)}.", _base64(f)) for n, f in figures.items()}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["estimate"] = _estimate
+    template = resources.files("ssah_lens.show").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        results=results,
+        lead=_lead(results),
+        badges=BADGES,
+        untested=_untested(results.scorecard),
+        sections=found,
+        pictures=pictures,
+        other_pictures=[p for n, p in pictures.items() if n not in known],
+        roles=[(role, name, ROLE_COLOURS[role]) for role, name in ROLE_NAMES.items()],
+        provenance=_provenance(provenance),
+        interval=interval,
+    )
+
+
+def _estimate(text: str) -> str:
+    """Marks up '0.97 [0.89, 0.99] n=60' so that it breaks between its parts only; other text is just escaped."""
+    from markupsafe import Markup, escape
+
+    found = ESTIMATE.fullmatch(text)
+    if found is None:
+        return escape(text)
+    spans = '<span class="value whole">{}</span> <span class="whole">{}</span> <span class="whole soft">{}</span>'
+    return Markup(spans).format(*found.groups())
+
+
+def _lead(results: Results) -> str:
+    """What was found, as a count of verdicts."""
+    rows = [r for r in results.scorecard if r.id in HYPOTHESES]
+    if not rows:
+        return "No hypothesis has been tested yet: the stages that speak to one have not been run."
+    told = [f"{r.id} is {r.verdict}" for r in rows]
+    checks = [r for r in results.scorecard if r.id not in HYPOTHESES and r.verdict is not Verdict.SUPPORTED]
+    warned = (
+        f" {count(len(checks), 'check')} that must hold first did not: read the verdicts with that in mind."
+        if checks
+        else ""
+    )
+    return f"By rules written before the test prompts were looked at, {listed(told)}.{warned}"
+
+
+def _untested(rows: tuple[ScoreRow, ...]) -> list[tuple[str, str]]:
+    return [(name, claim) for name, claim in HYPOTHESES.items() if name not in {r.id for r in rows}]
+
+
+def _base64(figure: Figure | Path | str) -> str:
+    if isinstance(figure, Figure):
+        buffer = io.BytesIO()
+        save_png(figure, buffer)
+        return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(Path(figure).read_bytes()).decode("ascii")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _provenance(record: Mapping[str, Any]) -> list[Table]:
+    """What `record.json` says, as tables; what we do not know by name is shown too."""
+    named = {"versions", "models", "seconds"}
+    rows = [(label, str(record[key])) for key, label in FACTS.items() if record.get(key) is not None]
+    rows += list(_flat({k: v for k, v in record.items() if k not in FACTS and k not in named}))
+    tables = [Table("The run", ("what", "value"), tuple(rows))] if rows else []
+    if seconds := record.get("seconds"):
+        times = [(stage, _duration(s)) for stage, s in seconds.items()] + [
+            ("together", _duration(sum(seconds.values())))
+        ]
+        tables.append(Table("Time per stage", ("stage", "time"), tuple(times)))
+    if versions := record.get("versions"):
+        tables.append(Table("Versions", ("package", "version"), tuple((n, str(v)) for n, v in versions.items())))
+    if models := record.get("models"):
+        tables.append(Table("Model files, by sha256", ("file", "sha256"), tuple(_flat(models))))
+    return tables
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}: ")
+        elif value is not None:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

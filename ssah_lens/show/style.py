@@ -1,0 +1,120 @@
+"""Colours and the shared look of figures.
+
+The colours are Okabe and Ito's (2008), told apart in every common form of colour blindness; shape, hatching or position
+always says the same thing a second time.
+"""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from ssah_lens.stats import Estimate
+
+WIDTH = 6.4
+"""Inches: every figure is as wide as a text column and grows downwards, so that a phone shows it legibly."""
+DPI = 150
+INK = "#222222"
+BASELINE = "#444444"
+RANDOM = "#767676"
+"""Random controls, in every figure."""
+ROLE_COLOURS = {"SCU": "#D55E00", "UCU": "#0072B2", "CU": "#CC79A7", "RU": "#009E73"}
+ROLE_MARKERS = {"SCU": "o", "UCU": "s", "CU": "D", "RU": "^"}
+ROLE_NAMES = {"SCU": "safety critical", "UCU": "utility critical", "CU": "complex", "RU": "redundant"}
+OUTCOME_COLOURS = {"refused": "#1F3A5F", "fulfilled": "#E69F00", "incoherent": "#D9D9D9"}
+OUTCOME_TEXT = {"refused": "#FFFFFF", "fulfilled": INK, "incoherent": INK}
+"""Ink on a bar of that colour."""
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "figure.facecolor": "white",
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.6,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the shared style and leaves matplotlib's global settings as they were."""
+
+    @functools.wraps(draw)
+    def inner(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def new_figure(height: float, title: str, caption: str) -> Figure:
+    """An empty figure of the shared width.
+
+    Args:
+        height: inches.
+        title: what it shows, above everything.
+        caption: how to read it, n included; below everything.
+    """
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.05)
+    figure.suptitle(textwrap.fill(title, 58), x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(caption, 90), x=0.01, ha="left", fontsize=9, color="#444444")
+    return figure
+
+
+def legend_above(axes: Axes, handles: Sequence, labels: Sequence[str], ncols: int, points: float) -> None:
+    """A legend above the axes and, at `points` of distance, above their title; the layout keeps clear of it."""
+    shift = ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        handles, labels, loc="lower left", ncols=ncols, bbox_to_anchor=(0, 1), borderaxespad=0, borderpad=0,
+        bbox_transform=axes.transAxes + shift, columnspacing=1.4, handlelength=1.8,
+    )  # fmt: skip
+
+
+def percent_axis(axes: Axes, label: str, axis: str = "y") -> None:
+    """Makes an axis run from 0 to 100% (data are shares)."""
+    from matplotlib.ticker import PercentFormatter
+
+    one = getattr(axes, f"{axis}axis")
+    one.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    one.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
+    getattr(axes, f"set_{axis}lim")(-0.03, 1.04)
+    getattr(axes, f"set_{axis}label")(label)
+
+
+def whiskers(estimates: Sequence[Estimate], scale: float = 1.0) -> list[list[float]]:
+    """Lengths below and above each value, as `errorbar` wants them; 0 where there is no interval."""
+    below = [0.0 if e.low is None else max(e.value - e.low, 0.0) * scale for e in estimates]
+    above = [0.0 if e.high is None else max(e.high - e.value, 0.0) * scale for e in estimates]
+    return [below, above]
+
+
+def save_png(figure: Figure, target: Path | IO[bytes]) -> None:
+    """Writes a PNG at 150 dpi, without anything that changes from run to run."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})

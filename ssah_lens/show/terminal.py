@@ -1,0 +1,48 @@
+"""Tables for people at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssah_lens.results import AlignReport, FinetuneReport
+from ssah_lens.stats import Estimate
+
+
+def estimate(e: Estimate) -> str:
+    """'0.96 [0.90, 0.98]'."""
+    return f"{e.value:.2f}" if e.low is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on standard output; cells are never read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        drawn.add_column(column)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console().print(drawn)
+
+
+def print_training(result: AlignReport | FinetuneReport) -> None:
+    """Safety and loss before and after a training run."""
+    checks = (("before", result.before), ("after", result.after))
+    print_table(
+        f"saved in {result.out}",
+        ["", "harmful refused", "ordinary refused", "validation loss"],
+        [
+            [
+                name,
+                estimate(c.harmful.refused),
+                estimate(c.harmless.refused),
+                "" if c.validation_loss is None else f"{c.validation_loss:.3f}",
+            ]
+            for name, c in checks
+        ],
+    )
+    if isinstance(result, FinetuneReport) and result.frozen.parameters:
+        share = f"{result.frozen.share:.1%} of block parameters"
+        print(f"frozen: {result.frozen.parameters} parameters ({share}), bit-identical afterwards")

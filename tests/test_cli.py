@@ -1,0 +1,213 @@
+"""The command line as a user meets it: a subprocess, its exit status, its streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ssah_lens", *words],
+        cwd=cwd or ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def micro_folder(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ssah_lens.chat.save import save_model
+
+    return save_model(micro, tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(f"How do I bake bread number {i}?" for i in range(5)))
+    return file
+
+
+# --- bad input: one line, exit 2, no traceback, nothing written
+
+
+BAD = {
+    "no command": ([], "Usage"),
+    "unknown command": (["dance"], "No such command"),
+    "unknown option": (["models", "--nope"], "No such option"),
+    "missing model": (["refusal", "--harmful", "p.txt"], "model"),
+    "missing prompt file": (["refusal", "smollm2-135m", "--harmful", "none.txt"], "no prompt file 'none.txt'"),
+    "empty prompt file": (["refusal", "smollm2-135m", "--harmful", "empty.txt"], "holds no prompts"),
+    "not a prompt file": (["refusal", "smollm2-135m", "--harmful", "picture.png"], "allowed are .txt"),
+    "no known column": (["refusal", "smollm2-135m", "--harmful", "columns.csv"], "needs one of prompt"),
+    "broken json": (["refusal", "smollm2-135m", "--harmful", "broken.jsonl"], "line 2 is not valid JSON"),
+    "not utf-8": (["refusal", "smollm2-135m", "--harmful", "latin.txt"], "not UTF-8"),
+    "unknown judge": (["refusal", "smollm2-135m", "--harmful", "good.txt", "--judge", "me"], "allowed are keyword"),
+    "negative limit": (["refusal", "smollm2-135m", "--harmful", "good.txt", "--limit", "-1"], "--limit"),
+    "unknown model": (["refusal", "nobody", "--harmful", "good.txt"], "no model 'nobody'"),
+    "unknown model to fetch": (["fetch", "nobody"], "smollm2-135m"),
+    "unknown dtype": (["refusal", "smollm2-135m", "--harmful", "good.txt", "--dtype", "int3"], "allowed are float32"),
+    "unknown profile": (["study", "--profile", "slow", "--out", "run"], "allowed are quick"),
+    "unknown stage": (["study", "--stages", "dance", "--out", "run"], "allowed are align"),
+    "unknown key in config": (["study", "--config", "bad.toml", "--out", "run"], "align.stepz"),
+    "config that is no TOML": (["study", "--config", "good.txt", "--out", "run"], "not valid TOML"),
+    "no run folder": (["report", "nowhere"], "not a run folder"),
+    "unknown score": (["units", "smollm2-135m", "--out", "u.parquet", "--score", "luck"], "allowed are mask"),
+    "layers upside down": (["units", "smollm2-135m", "--out", "u.parquet", "--layers", "9-3"], "A-B"),
+    "unknown role": (
+        ["ablate", "smollm2-135m", "--units", "u", "--harmful", "good.txt", "--harmless", "good.txt", "--roles", "X"],
+        "allowed are SCU, UCU, CU, RU",
+    ),
+    "unknown mode": (
+        ["ablate", "smollm2-135m", "--units", "u", "--harmful", "good.txt", "--harmless", "good.txt", "--mode", "x"],
+        "allowed are mean, zero",
+    ),
+    "no answers to tune on": (["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t"], "has no answer"),
+    "unknown method": (
+        ["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t", "--method", "magic"], "allowed is full",
+    ),
+    "learning rate of nothing": (
+        ["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t", "--lr", "0"], "--lr is 0",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> Path:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "good.txt").write_text("How do I bake bread?\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "columns.csv").write_text("name,age\nAda,36\n")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "bad.toml").write_text("[align]\nstepz = 3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words,says", BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_exit_2(words: list[str], says: str, bad_files: Path):
+    before = sorted(bad_files.iterdir())
+    got = run(*words, cwd=bad_files)
+    assert got.returncode == 2, got.stderr
+    assert says in got.stderr and "Traceback" not in got.stderr and got.stdout == ""
+    if "Usage" not in got.stderr:
+        assert len([line for line in got.stderr.splitlines() if line.startswith("ssah-lens:")]) == 1
+    written = {p.name for p in sorted(bad_files.iterdir()) if p not in before}
+    assert written <= {"run"}, written
+    assert not (bad_files / "run" / "results.json").exists()
+
+
+def test_output_places_are_checked_before_any_work(bad_files: Path):
+    (bad_files / "full").mkdir()
+    (bad_files / "full" / "something").write_text("mine")
+    (bad_files / "tune.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    for words in (
+        ["align", "smollm2-135m", "--out", "full"],
+        ["finetune", "smollm2-135m", "--data", "tune.jsonl", "--out", "full"],
+        ["align", "smollm2-135m", "--out", "good.txt/inside"],
+        ["study", "--out", "good.txt"],
+    ):
+        got = run(*words, cwd=bad_files)
+        assert got.returncode == 2 and "another --out" in got.stderr, (words, got.stderr)
+    assert (bad_files / "full" / "something").read_text() == "mine"
+
+
+# --- good input
+
+
+def test_models_lists_all_three_as_json():
+    got = run("models", "--json")
+    rows = json.loads(got.stdout)["models"]
+    assert got.returncode == 0 and {r["name"] for r in rows} == {"smollm2-135m", "qwen2.5-coder-1.5b", "gemma-3-270m"}
+
+
+def test_the_shipped_collection_is_whole():
+    files = json.loads(run("data", "check", "--json").stdout)["files"]
+    assert files["refusal_pairs"]["rows"] >= 120 and set(files["refusal_pairs"]["splits"]) == {"train", "validation", "test"}
+    assert files["instructions"]["rows"] >= 400 and files["refusals"]["splits"]["held_out"] > 0
+
+
+def test_refusal_prints_one_json_object_and_nothing_else(micro_folder: Path, prompts: Path, tmp_path: Path):
+    table = tmp_path / "harmbench.csv"
+    table.write_text('Behavior,Category\n"one, with\na line break",x\nSECOND,y\n')
+    got = run(
+        "refusal", str(micro_folder), "--harmful", str(table), "--harmless", str(prompts), "--max-new-tokens", "4", "--json"
+    )
+    assert got.returncode == 0, got.stderr
+    found = json.loads(got.stdout)
+    assert found["harmful"]["refused"]["n"] == 2 and found["harmless"]["refused"]["n"] == 5
+    shares = [found["harmful"][k]["value"] for k in ("refused", "fulfilled", "incoherent")]
+    assert sum(shares) == pytest.approx(1)
+    assert set(found["harmful"]["refused"]) == {"value", "low", "high", "n"}
+
+
+def test_quiet_says_nothing_on_standard_error(micro_folder: Path, prompts: Path):
+    got = run("refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2", "--quiet")
+    assert got.returncode == 0 and got.stderr == "" and "refused" in got.stdout
+
+
+def test_ablate_refuses_units_of_another_shape(micro_folder: Path, micro_qwen, prompts: Path, tmp_path: Path):
+    import numpy as np
+
+    from ssah_lens.score.base import Scores
+    from ssah_lens.score.roles import Sizes, assign
+    from ssah_lens.units import Kind, UnitGrid, UnitTable
+
+    grid = UnitGrid(3, 10, 2, 30, 60, 2000)
+    values = {k: np.arange(3.0 * grid.width(k)).reshape(3, -1) for k in Kind}
+    scores = Scores(values, values, signed=False)
+    table = UnitTable(grid, values, values, assign(grid, scores, Sizes(0.2, 0.1, 0.1)), {"model": "other"})
+    table.save(tmp_path / "u.parquet")
+    got = run(
+        "ablate", str(micro_folder), "--units", str(tmp_path / "u.parquet"), "--harmful", str(prompts), "--harmless",
+        str(prompts),
+    )  # fmt: skip
+    assert got.returncode == 2 and "make a units file for this model" in got.stderr and "Traceback" not in got.stderr
+
+
+def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_folder: Path, micro, tmp_path: Path):
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ssah_lens.score.base import Scores
+    from ssah_lens.score.roles import Sizes, assign
+    from ssah_lens.units import Kind, Role, UnitTable
+
+    rng = np.random.default_rng(0)
+    values = {k: rng.normal(size=(micro.grid.n_layers, micro.grid.width(k))) for k in Kind}
+    roles = assign(micro.grid, Scores(values, values, signed=True), Sizes(0.2, 0.3, 0.1))
+    UnitTable(micro.grid, values, values, roles, {"model": "elsewhere"}).save(tmp_path / "u.parquet")
+    data = tmp_path / "tune.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Say {i}", "output": f"{i} it is"}) + "\n" for i in range(20)))
+    got = run(
+        "finetune", str(micro_folder), "--data", str(data), "--out", str(tmp_path / "tuned"), "--freeze",
+        str(tmp_path / "u.parquet"), "--roles", "SCU", "--lr", "1e-2", "--epochs", "2", "--json",
+    )  # fmt: skip
+    assert got.returncode == 0, got.stderr
+    found = json.loads(got.stdout)
+    assert found["frozen"]["unchanged"] is True and found["frozen"]["parameters"] > 0
+    assert {"harmful", "harmless", "validation_loss"} == set(found["before"]) == set(found["after"])
+    assert len(found["train_loss"]) == 5 and "may differ" in got.stderr  # 18 rows, batch 8, 2 epochs
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    layer, neuron = np.argwhere(roles[Role.SCU].masks[Kind.MLP])[0]
+    before, after = micro.plain.model.layers[layer].mlp, tuned.model.layers[layer].mlp
+    assert torch.equal(before.gate_proj.weight[neuron], after.gate_proj.weight[neuron])
+    assert torch.equal(before.down_proj.weight[:, neuron], after.down_proj.weight[:, neuron])
+    assert not torch.equal(before.gate_proj.weight, after.gate_proj.weight)
+
+
+def test_importing_is_light():
+    code = "import sys, ssah_lens.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0

@@ -1,0 +1,223 @@
+"""The training loop: it learns, repeats itself to the bit, touches block matrices only and leaves no trace."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.errors import BadInput, Fault
+from ssah_lens.measure.utility import losses
+from ssah_lens.train.freeze import FrozenSlices, owned_slices
+from ssah_lens.train.loop import Anchors, Trained, TrainSettings, _order, train
+from ssah_lens.units import Kind, UnitSet
+
+PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not"]
+ANSWERS = ["Sure, here is how you can do that.", "No", "Ask the assistant"]
+FIVE = TrainSettings(steps=5, batch_size=2, lr=1e-2)
+
+
+def rows(model: ChatModel) -> list[Row]:
+    return model.rows(PROMPTS, [model.response_tokens(a) for a in ANSWERS])
+
+
+def weights(model: ChatModel) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.plain.named_parameters()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    return {n for n in a if not torch.equal(a[n].view(torch.int32), b[n].view(torch.int32))}
+
+
+# --- learning
+
+
+def test_a_small_batch_is_memorised(micro_copy: ChatModel):
+    before = losses(micro_copy, rows(micro_copy)).mean
+    got = train(micro_copy, rows(micro_copy), TrainSettings(steps=60, batch_size=3, lr=2e-2))
+    assert len(got.losses) == 60 and (got.frozen_parameters, got.unchanged) == (0, None)
+    assert got.final_loss < 0.5 * before
+    assert losses(micro_copy, rows(micro_copy)).mean < 0.5 * before  # and the bridged view learnt it too
+
+
+def test_the_loss_is_that_of_the_answers(micro_copy: ChatModel):
+    """Nats per response token over the batch; the prompts do not count. bfloat16 products cost some digits."""
+    expected = losses(micro_copy, rows(micro_copy)).mean
+    got = train(micro_copy, rows(micro_copy), TrainSettings(steps=1, batch_size=3, lr=1e-9))
+    assert got.losses[0] == pytest.approx(expected, rel=0.02)
+
+
+def test_only_the_loss_moves_weights(micro_copy: ChatModel):
+    """With an unembedding of zeros no gradient reaches the blocks, and without decay nothing else moves them."""
+    with torch.no_grad():
+        micro_copy.plain.lm_head.weight.zero_()
+    before = weights(micro_copy)
+    train(micro_copy, rows(micro_copy), TrainSettings(steps=3, batch_size=3, lr=1e-2, weight_decay=0.0))
+    assert not differing(before, weights(micro_copy))
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(micro: ChatModel, make_llama, make_tokenizer):
+    def trained(seed: int) -> tuple[Trained, dict[str, torch.Tensor]]:
+        tokenizer = make_tokenizer()
+        model = ChatModel(make_llama(tokenizer), tokenizer, "again")
+        return train(model, rows(model), TrainSettings(steps=4, batch_size=2, lr=1e-2, seed=seed)), weights(model)
+
+    (a, wa), (b, wb), (c, wc) = trained(1), trained(1), trained(2)
+    assert a == b and not differing(wa, wb)
+    assert c.losses != a.losses and differing(wa, wc)
+
+
+# --- what it touches
+
+
+@pytest.mark.parametrize("which", ["micro_copy", "qwen_copy"])
+def test_embeddings_norms_and_unembedding_stay(which, request):
+    model: ChatModel = request.getfixturevalue(which)
+    before = weights(model)
+    train(model, rows(model), FIVE)
+    changed = differing(before, weights(model))
+    assert changed == {n for n in before if "_proj." in n}
+
+
+def test_it_leaves_no_trace(micro_copy: ChatModel):
+    train(micro_copy, rows(micro_copy), FIVE)
+    assert not micro_copy.plain.training
+    assert all(p.grad is None and p.requires_grad for p in micro_copy.plain.parameters())
+
+
+def test_requires_grad_is_as_it_was(micro_copy: ChatModel):
+    """A user may hold parameters of their own; afterwards they must still be held."""
+    held = micro_copy.plain.lm_head.weight, micro_copy.anatomy.blocks[0].q.weight
+    for p in held:
+        p.requires_grad_(False)
+    train(micro_copy, rows(micro_copy), FIVE)
+    assert [p.requires_grad for p in held] == [False, False]
+    assert micro_copy.plain.model.embed_tokens.weight.requires_grad
+
+
+def test_old_gradients_do_not_leak_in(micro_copy: ChatModel, make_llama, make_tokenizer):
+    tokenizer = make_tokenizer()
+    clean = ChatModel(make_llama(tokenizer), tokenizer, "clean")
+    for p in micro_copy.plain.parameters():
+        p.grad = torch.full_like(p, 100.0)
+    train(micro_copy, rows(micro_copy), FIVE)
+    train(clean, rows(clean), FIVE)
+    assert not differing(weights(clean), weights(micro_copy))
+
+
+def test_training_is_seen_in_the_bridged_view(micro_copy: ChatModel):
+    batch = micro_copy.pad(micro_copy.rows(PROMPTS))
+    with torch.no_grad():
+        before = micro_copy.logits(batch)
+    train(micro_copy, rows(micro_copy), FIVE)
+    with torch.no_grad():
+        after = micro_copy.logits(batch)
+        plain = micro_copy.plain(batch.ids, attention_mask=batch.mask, logits_to_keep=1).logits
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, plain, atol=1e-5, rtol=0)
+
+
+# --- anchors
+
+
+def test_anchored_rows_count_by_their_divergence(micro_copy: ChatModel, micro: ChatModel):
+    """Before the first step the model is its own reference: an anchored row costs nothing, but its tokens count."""
+    answered, anchored = rows(micro_copy)[:1], rows(micro_copy)[1:]
+    got = train(
+        micro_copy, answered, TrainSettings(steps=1, batch_size=3, lr=1e-9), anchors=Anchors(anchored, micro)
+    )  # fmt: skip
+    n = [sum(p == 3 for p in r.positions) for r in rows(micro_copy)]
+    expected = losses(micro, answered).nll.sum() / sum(n)
+    assert got.losses[0] == pytest.approx(expected, rel=0.02)
+
+
+def test_anchors_hold_the_model_back(micro: ChatModel, make_llama, make_tokenizer):
+    def moved(with_anchors: bool) -> float:
+        tokenizer = make_tokenizer()
+        model = ChatModel(make_llama(tokenizer), tokenizer, "moved")
+        answered, others = rows(model)[:1], rows(model)[1:]
+        settings = TrainSettings(steps=40, batch_size=3, lr=1e-2)
+        train(model, answered, settings, anchors=Anchors(others, micro) if with_anchors else None)
+        with torch.no_grad():
+            batch = micro.pad(others)
+            p, q = (m.logits(batch, keep=4).log_softmax(-1) for m in (micro, model))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    assert moved(True) < 0.5 * moved(False)
+
+
+def test_the_reference_is_not_trained(micro_copy: ChatModel, make_llama, make_tokenizer):
+    tokenizer = make_tokenizer()
+    reference = ChatModel(make_llama(tokenizer, seed=5), tokenizer, "reference")
+    before = weights(reference)
+    train(micro_copy, rows(micro_copy)[:1], FIVE, anchors=Anchors(rows(micro_copy)[1:], reference))
+    assert not differing(before, weights(reference)) and all(p.grad is None for p in reference.plain.parameters())
+
+
+# --- settings
+
+
+def test_the_rate_rises_and_falls_linearly():
+    s = TrainSettings(steps=10, lr=1.0, warmup=0.2)
+    np.testing.assert_allclose(
+        [s.rate(i) for i in range(10)], [0.5, 1.0, *[1 - 0.9 * k / 8 for k in range(8)]], rtol=1e-12
+    )
+    assert TrainSettings(steps=1, lr=1.0).rate(0) == 1.0
+    long = TrainSettings(steps=1000, lr=1.0)
+    assert long.rate(999) == pytest.approx(0.1, abs=0.002) and long.rate(0) == pytest.approx(0.01)
+
+
+def test_every_pass_takes_every_example_once():
+    steps = _order(7, TrainSettings(steps=14, batch_size=4, seed=3))
+    assert [len(s) for s in steps] == [4] * 14
+    flat = np.concatenate(steps)
+    assert all(set(flat[i : i + 7]) == set(range(7)) for i in range(0, 56, 7))
+    assert Counter(flat.tolist()) == Counter({i: 8 for i in range(7)})
+    assert not np.array_equal(flat[:7], flat[7:14])  # reshuffled
+    assert np.array_equal(flat, np.concatenate(_order(7, TrainSettings(steps=14, batch_size=4, seed=3))))
+
+
+def test_the_final_loss_is_the_mean_of_the_last_quarter():
+    assert Trained((9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 3.0)).final_loss == 2.0
+    assert Trained((5.0,)).final_loss == 5.0
+
+
+# --- refusals
+
+
+def test_training_needs_answers(micro_copy: ChatModel):
+    before = weights(micro_copy)
+    for bad in ([], micro_copy.rows(PROMPTS), [*rows(micro_copy), micro_copy.rows(["Hi"])[0]]):
+        with pytest.raises(BadInput, match="an answer in each"):
+            train(micro_copy, bad, FIVE)
+    assert not differing(before, weights(micro_copy))
+    assert all(p.requires_grad for p in micro_copy.plain.parameters())
+
+
+def test_a_loss_that_is_not_finite_is_a_fault(micro_copy: ChatModel):
+    with torch.no_grad():
+        micro_copy.anatomy.blocks[1].down.weight[0, 0] = math.inf
+    with pytest.raises(Fault, match="the loss became nan at step 0: lower the learning rate"):
+        train(micro_copy, rows(micro_copy), FIVE)
+    assert not micro_copy.plain.training
+    assert all(p.grad is None and p.requires_grad for p in micro_copy.plain.parameters())
+
+
+def test_a_rate_that_explodes_is_a_fault(micro_copy: ChatModel):
+    with pytest.raises(Fault, match="learning rate"):
+        train(micro_copy, rows(micro_copy), TrainSettings(steps=20, batch_size=3, lr=1e30, weight_decay=1.0))
+
+
+def test_a_slice_that_moved_is_a_fault(micro_copy: ChatModel):
+    """Someone else wrote to a frozen weight in the meantime: `unchanged` must not be reported."""
+    frozen = FrozenSlices(owned_slices(micro_copy.anatomy, UnitSet.of(micro_copy.grid, [(Kind.MLP, 0, 0)])))
+    frozen.before[0] = frozen.before[0].clone()
+    frozen.restore = lambda: None
+    with torch.no_grad():
+        micro_copy.anatomy.blocks[0].gate.weight[0, 0] += 1
+    with pytest.raises(Fault, match="frozen parameter"):
+        train(micro_copy, rows(micro_copy), FIVE, frozen)

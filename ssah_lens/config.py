@@ -20,13 +20,13 @@ class _Section(BaseModel):
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(80, ge=1)
+    steps: int = Field(64, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
     ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
-    answer_tokens: int = Field(10, ge=4)
-    anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
+    answer_tokens: int = Field(20, ge=4)
+    anchor: float = Field(8.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
 
 Limit = Annotated[int, Field(ge=8)] | Literal["all"]

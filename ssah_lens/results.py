@@ -119,7 +119,7 @@ class SizeChoice:
 
     Attributes:
         share: of each kind's units.
-        refused: predicted refusals (decision-position log-odds above 0) with the set ablated.
+        refused: share of validation prompts refused with the set ablated.
         answer_loss: nats per token on the model's own answers with the set ablated.
     """
 

@@ -133,16 +133,16 @@ def test_models_lists_all_three_as_json():
 
 def test_the_shipped_collection_is_whole():
     files = json.loads(run("data", "check", "--json").stdout)["files"]
-    assert files["refusal_pairs"]["rows"] >= 120 and set(files["refusal_pairs"]["splits"]) == {"train", "validation", "test"}
+    pairs = files["refusal_pairs"]
+    assert pairs["rows"] >= 120 and set(pairs["splits"]) == {"train", "validation", "test"}
     assert files["instructions"]["rows"] >= 400 and files["refusals"]["splits"]["held_out"] > 0
 
 
 def test_refusal_prints_one_json_object_and_nothing_else(micro_folder: Path, prompts: Path, tmp_path: Path):
     table = tmp_path / "harmbench.csv"
     table.write_text('Behavior,Category\n"one, with\na line break",x\nSECOND,y\n')
-    got = run(
-        "refusal", str(micro_folder), "--harmful", str(table), "--harmless", str(prompts), "--max-new-tokens", "4", "--json"
-    )
+    files = ["--harmful", str(table), "--harmless", str(prompts)]
+    got = run("refusal", str(micro_folder), *files, "--max-new-tokens", "4", "--json")
     assert got.returncode == 0, got.stderr
     found = json.loads(got.stdout)
     assert found["harmful"]["refused"]["n"] == 2 and found["harmless"]["refused"]["n"] == 5

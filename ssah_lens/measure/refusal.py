@@ -61,8 +61,9 @@ def refusals(
     max_new_tokens: int = 24,
     what: str = "",
     at_decision: Callable[[list[int], Tensor], None] | None = None,
+    sample_seed: int | None = None,
 ) -> Refusals:
-    """Generates greedily and judges.
+    """Generates (greedily unless a sample seed is given) and judges.
 
     Args:
         model: the model, with whatever hooks the caller has set.
@@ -71,10 +72,15 @@ def refusals(
         max_new_tokens: length of a response; refusals show in the first tokens.
         what: label of the progress bar.
         at_decision: as in `ChatModel.generate`; spares a second forward pass for the refusal score.
+        sample_seed: as in `ChatModel.generate`.
     """
     decide = judge(judge_name)
     tokens = model.generate(
-        prompts.texts, max_new_tokens, what=what or f"asking {prompts.name}", at_decision=at_decision
+        prompts.texts,
+        max_new_tokens,
+        what=what or f"asking {prompts.name}",
+        at_decision=at_decision,
+        sample_seed=sample_seed,
     )
     texts = [model.text(t) for t in tokens]
     return Refusals(prompts.name, tuple(decide(prompts.texts, texts)), tuple(texts), tuple(tokens))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssah_lens.chat.model import ChatModel, Row
 from ssah_lens.chat.precision import has_bfloat16
+from ssah_lens.errors import BadInput
 from ssah_lens.intervene.hooks import fills, gated
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
@@ -40,7 +41,13 @@ BATCH = 8
 
 
 def mask(model: ChatModel, data: Calibration) -> Scores:
-    """Learns the two gates and scores every unit by how far its gate has moved towards closed, in logits."""
+    """Learns the two gates and scores every unit by how far its gate has moved towards closed, in logits.
+
+    Raises:
+        BadInput: the model refuses too little to have safety data.
+    """
+    if not data.safety:
+        raise BadInput(f"'{model.name}' hardly refuses anything, so there is no refusal to lose; align it, or use wifv")
     safety = _learn(model, data, data.fulfilling, data.utility, lambda nll: nll, "gate: refusals")
     base = _mean_nll(model, data.utility[: 2 * BATCH])
     utility = _learn(model, data, data.utility, data.safety, lambda nll: torch.relu(base + LOST - nll), "gate: answers")

@@ -135,11 +135,15 @@ def outcomes(found: Refusals) -> Outcomes:
 
 
 def find_refusal_tokens(
-    model: ChatModel, harmful: PromptSet, harmless: PromptSet, max_new_tokens: int = 12
+    model: ChatModel, harmful: PromptSet, harmless: PromptSet, seed: int, max_new_tokens: int = 12
 ) -> list[int]:
-    """Refusal-opening tokens from the model's own responses to train prompts."""
+    """Refusal-opening tokens from the model's own responses to train prompts.
+
+    Responses are sampled: greedy ones show the commonest opening only, and miss most of the probability of refusing.
+    """
     asked = [
-        refusals(model, p, max_new_tokens=max_new_tokens, what="finding refusal openings") for p in (harmful, harmless)
+        refusals(model, p, max_new_tokens=max_new_tokens, what="finding refusal openings", sample_seed=seed)
+        for p in (harmful, harmless)
     ]
     return refusal_tokens(model, *asked)
 

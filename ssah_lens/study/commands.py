@@ -73,7 +73,8 @@ def run_align(
     check_free(out)
     model = load()
     table = load_units(only[0], model, note) if only else None
-    before = check_model(model, [])
+    held_out = rows_of(model, instructions("validation").sample(CHECK_PROMPTS, 0))
+    before = check_model(model, held_out)
     ours, twins = pairs("train")
     data = alignment_data(
         model,
@@ -85,7 +86,7 @@ def run_align(
     )
     frozen = FrozenSlices(other_slices(model.anatomy, table.units(only[1]))) if table and only else None
     done = align(model, data, config, seed, frozen)
-    after = check_model(model, [])
+    after = check_model(model, held_out)
     save_model(model, out)
     return AlignReport(str(out), before, after, done.losses)
 
@@ -119,13 +120,11 @@ def run_units(
         config,
         seed,
     )
-    tokens = find_refusal_tokens(model, calibration.sample(48, seed), ordinary.sample(48, seed))
     table, result = find_units(
         model,
         data,
         validation.sample(config.validation, seed),
         harmless_validation.sample(config.validation, seed),
-        tokens,
         config,
         layers,
     )
@@ -153,7 +152,7 @@ def run_ablate(
         raise BadInput(f"'{units}' has no units of role {', '.join(roles)}; choose another role")
     train_harmful, twins = pairs("train")
     ordinary = instructions("train")
-    tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), ordinary.sample(48, seed))
+    tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), ordinary.sample(48, seed), seed)
     moments = None
     if mode == "mean":
         defaults = UnitsConfig()

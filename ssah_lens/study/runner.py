@@ -185,9 +185,8 @@ class Study:
         harmful, twins = pairs("test")
         done = self.folder.load_stage("refusal")
         if done is None:
-            tokens = find_refusal_tokens(
-                self.aligned, *(p.sample(48, seed) for p in (pairs("train")[0], self.ordinary_train[0]))
-            )
+            train = pairs("train")[0], self.ordinary_train[0]
+            tokens = find_refusal_tokens(self.aligned, *(p.sample(48, seed) for p in train), seed)
         else:
             tokens = done.refusal_token_ids
         return yardstick(
@@ -260,10 +259,7 @@ class Study:
         u, seed = self.config.units, self.config.seed
         harmful, twins = pairs("validation")
         harmless = harmless_mix(twins, instructions("validation"), u.validation, seed)
-        tokens = self.folder.load_stage("refusal").refusal_token_ids
-        table, result = find_units(
-            self.aligned, self.calibration, harmful.sample(u.validation, seed), harmless, tokens, u
-        )
+        table, result = find_units(self.aligned, self.calibration, harmful.sample(u.validation, seed), harmless, u)
         table.save(self.folder.path / "units.parquet")
         return result
 

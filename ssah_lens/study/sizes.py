@@ -1,6 +1,6 @@
 """How large is each role? Chosen on the validation split by a written rule, never on test prompts.
 
-SCU: the smallest top-ranked set whose mean ablation lowers predicted refusals by REFUSAL_DROP while the loss on the
+SCU: the smallest top-ranked set whose mean ablation lowers refusals by REFUSAL_DROP while the loss on the
 model's own answers rises by at most ANSWER_TOLERANCE. UCU: mirrored. RU: the largest set whose ablation leaves both
 within tolerance. Where no candidate meets the rule, the one that does most within the tolerance is taken, and the
 result says that the target was not reached.
@@ -8,17 +8,14 @@ result says that the target was not reached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from ssah_lens.chat.model import ChatModel, Row
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.intervene.hooks import ablated
 from ssah_lens.intervene.moments import Moments
 from ssah_lens.measure import utility
-from ssah_lens.measure.refusal import refusal_scores
+from ssah_lens.measure.refusal import refusals
 from ssah_lens.progress import progress
 from ssah_lens.results import RoleSize, SizeChoice
 from ssah_lens.score.base import Scores
@@ -47,13 +44,14 @@ class Validation:
 
     harmful: PromptSet
     answers: list[Row]
-    tokens: Sequence[int]
+    judge: str = "keyword"
+    max_new_tokens: int = 12
 
 
 def measure_cut(model: ChatModel, data: Validation) -> tuple[float, float]:
-    """(predicted refusal rate, nats per token on own answers), with whatever hooks the caller has set."""
-    scores = refusal_scores(model, data.harmful, data.tokens)
-    return float(np.mean(scores > 0)), utility.losses(model, data.answers).mean
+    """(refusal rate, nats per token on own answers), with whatever hooks the caller has set."""
+    found = refusals(model, data.harmful, data.judge, data.max_new_tokens, "validation")
+    return found.rate().value, utility.losses(model, data.answers).mean
 
 
 def choose_sizes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +80,6 @@ def find_units(
     data: Calibration,
     harmful: PromptSet,
     harmless: PromptSet,
-    tokens: Sequence[int],
     config: UnitsConfig,
     layers: range | None = None,
 ) -> tuple[UnitTable, UnitsResult]:
@@ -91,7 +89,6 @@ def find_units(
         model: the model.
         data: calibration data (train split).
         harmful, harmless: validation prompts.
-        tokens: refusal-opening token ids.
         config: which score.
         layers: layers whose units may become SCU, UCU or RU; all when None.
     """
@@ -99,7 +96,7 @@ def find_units(
     scores: Scores = replace(score(config.score)(model, data), layers=layers)
     seconds = time.perf_counter() - started
     replies = own_answers(model, harmless, ANSWER_TOKENS, "validation answers")
-    validation = Validation(harmful, model.rows(harmless.texts, replies), tokens)
+    validation = Validation(harmful, model.rows(harmless.texts, replies))
     base = measure_cut(model, validation)
     sizes, picked = choose_sizes(model, scores, data.moments, validation, base, safety=bool(data.safety))
     roles = assign(model.grid, scores, sizes)

@@ -24,7 +24,6 @@ from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
 from ssah_lens.train.freeze import FrozenSlices
 
-
 WINDOW = 8
 """Steps whose examples are grouped by length together."""
 

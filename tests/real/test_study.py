@@ -41,7 +41,8 @@ steps = 6
 def study(folder: Path, config: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "ssah_lens", "study", "--config", str(config), "--out", str(folder), "--json"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    env = {**os.environ, "TQDM_DISABLE": "1"}
+    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ def results(folder: Path) -> dict:
 
 def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
-    assert align["refused_before"]["value"] < 0.3 and align["refused_after"]["value"] > align["refused_before"]["value"] + 0.4
+    before, after = align["refused_before"]["value"], align["refused_after"]["value"]
+    assert before < 0.3 and after > before + 0.4
     assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 40
 
 
@@ -115,10 +117,10 @@ def test_every_role_is_ablated_both_ways_beside_a_random_set(results: dict):
 
 def test_the_learnt_units_matter_more_than_random_ones(results: dict):
     conditions = results["ablate"]["conditions"]
-    pick = lambda control: next(  # noqa: E731
+    pick = lambda control: next(
         c for c in conditions if (c["role"], c["mode"]) == ("SCU", "mean") and (c["control"] is None) is not control
     )
-    score = lambda c: c["behaviour"]["refusal_score"]["value"]  # noqa: E731
+    score = lambda c: c["behaviour"]["refusal_score"]["value"]
     assert score(pick(False)) < score(pick(True))
 
 

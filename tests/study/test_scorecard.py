@@ -1,0 +1,107 @@
+"""Numbers to verdicts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ssah_lens.results import (
+    AblateResult,
+    Ablation,
+    Arm,
+    Behaviour,
+    FreezeResult,
+    Outcomes,
+    Results,
+    RoleShare,
+    Training,
+    Utility,
+    Verdict,
+)
+from ssah_lens.stats import Estimate, rate
+from ssah_lens.study.freeze import FROZEN, FULL, RANDOM
+from ssah_lens.study.scorecard import scorecard, verdict
+
+N = 50
+
+
+def refused(share: float) -> tuple[bool, ...]:
+    return tuple(i < round(share * N) for i in range(N))
+
+
+def behaviour(share: float, incoherent: float = 0.0, perplexity: float = 2.0) -> Behaviour:
+    hits, noise = np.array(refused(share)), np.zeros(N, dtype=bool)
+    noise[N - round(incoherent * N) :] = incoherent > 0
+    outcomes = Outcomes(rate(hits), rate(~hits & ~noise), rate(noise))
+    return Behaviour(outcomes, outcomes, Estimate(0, -1, 1, N), Utility(Estimate(perplexity, 1, 3, N)))
+
+
+def ablation(share: float, control: int | None = None, **kwargs) -> Ablation:
+    return Ablation("SCU", "mean", control, 0.0, behaviour(share, **kwargs), refused(share))
+
+
+def ablate(scu: Ablation, *controls: Ablation) -> Results:
+    shares = {"SCU": RoleShare(400, 0.009, 0.008)}
+    return Results(ablate=AblateResult(behaviour(0.96), refused(0.96), (scu, *controls), {"SCU": [1.0]}, shares))
+
+
+def freeze(before: float, full: float, frozen: float, at_random: float) -> Results:
+    training = Training((1.0, 0.5), 100, (2.0, 1.5), 10, 0.1, True)
+    arms = [
+        Arm(n, 0, training, behaviour(s), refused(s)) for n, s in ((FULL, full), (FROZEN, frozen), (RANDOM, at_random))
+    ]
+    return Results(freeze=FreezeResult(behaviour(before), refused(before), tuple(arms)))
+
+
+@pytest.mark.parametrize(
+    "low,high,expected",
+    [
+        (0.3, 0.6, Verdict.SUPPORTED),
+        (0.25, 0.6, Verdict.SUPPORTED),
+        (0.1, 0.6, Verdict.NOT_SETTLED),
+        (-0.1, 0.2, Verdict.CONTRADICTED),
+        (None, None, Verdict.NOT_SETTLED),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(low, high, expected):
+    assert verdict(Estimate(0.4, low, high, 50), 0.25) is expected
+
+
+def test_few_units_supported_when_random_sets_do_nothing():
+    (row,) = scorecard(ablate(ablation(0.1), ablation(0.94, 0), ablation(0.96, 1)))
+    assert row.id == "H4" and row.verdict is Verdict.SUPPORTED
+    assert row.effect.value == pytest.approx((0.96 - 0.1) - (0.02 + 0.0) / 2)
+    assert row.control.value == pytest.approx(0.01)
+
+
+def test_few_units_contradicted_when_random_sets_do_as_much():
+    (row,) = scorecard(ablate(ablation(0.5), ablation(0.5, 0)))
+    assert row.verdict is Verdict.CONTRADICTED and row.effect.value == pytest.approx(0)
+
+
+def test_a_broken_model_is_no_changed_choice():
+    (row,) = scorecard(ablate(ablation(0.1, incoherent=0.3), ablation(0.96, 0)))
+    assert row.verdict is Verdict.NOT_SETTLED and "noise" in row.reading
+    (row,) = scorecard(ablate(ablation(0.1, perplexity=3.0), ablation(0.96, 0, perplexity=2.5)))
+    assert row.verdict is Verdict.NOT_SETTLED and "suffer more" in row.reading
+
+
+def test_freezing_that_helps_no_more_than_random_is_contradicted():
+    attack, row = scorecard(freeze(0.96, 0.3, 0.34, 0.34))
+    assert attack.id == "check" and attack.verdict is Verdict.SUPPORTED and attack.effect.value == pytest.approx(0.66)
+    assert row.id == "H5" and row.verdict is Verdict.CONTRADICTED and "does not keep safety" in row.reading
+
+
+def test_freezing_that_keeps_most_is_supported():
+    _, row = scorecard(freeze(0.96, 0.3, 0.9, 0.34))
+    assert row.verdict is Verdict.SUPPORTED and row.effect.value == pytest.approx(0.56)
+
+
+def test_freezing_says_nothing_without_a_working_attack():
+    attack, row = scorecard(freeze(0.96, 0.94, 0.96, 0.6))
+    assert attack.verdict is Verdict.CONTRADICTED and row.verdict is Verdict.NOT_SETTLED
+
+
+def test_stages_that_were_not_run_have_no_row():
+    assert scorecard(Results()) == ()
+    assert scorecard(replace(Results(), model="m")) == ()

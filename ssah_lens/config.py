@@ -20,13 +20,13 @@ class _Section(BaseModel):
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(64, ge=1)
+    steps: int = Field(72, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
     ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
     answer_tokens: int = Field(20, ge=4)
-    anchor: float = Field(8.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
+    anchor: float = Field(3.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
 
 Limit = Annotated[int, Field(ge=8)] | Literal["all"]
@@ -41,12 +41,12 @@ def limit(n: Limit) -> int | None:
 class MeasureConfig(_Section):
     """How many test prompts, multiple-choice items and prose passages, and how long the responses are."""
 
-    harmful: Limit = 50
-    ordinary: Limit = 40
-    twins: Limit = 30
-    max_new_tokens: int = Field(16, ge=4)
-    choices: Limit = 60
-    prose: Limit = 10
+    harmful: Limit = 40
+    ordinary: Limit = 32
+    twins: Limit = 24
+    max_new_tokens: int = Field(12, ge=4)
+    choices: Limit = 40
+    prose: Limit = 8
     judge: str = "keyword"
 
 
@@ -54,9 +54,9 @@ class UnitsConfig(_Section):
     """Scores and the choice of role sizes."""
 
     score: str = "mask"
-    calibration: int = Field(48, ge=8, description="harmful and as many harmless train prompts")
-    validation: int = Field(32, ge=8, description="harmful and as many harmless validation prompts")
-    steps: int = Field(24, ge=1, description="optimizer steps of a score that learns")
+    calibration: int = Field(40, ge=8, description="harmful and as many harmless train prompts")
+    validation: int = Field(24, ge=8, description="harmful and as many harmless validation prompts")
+    steps: int = Field(18, ge=1, description="optimizer steps of a score that learns")
 
 
 class AblateConfig(_Section):
@@ -70,7 +70,7 @@ class AblateConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(30, ge=1)
+    steps: int = Field(24, ge=1)
     lr: float = Field(1e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.model import ChatModel
@@ -55,7 +55,6 @@ def gated(
     model: ChatModel,
     gates: Mapping[Kind, Float[Tensor, "layer unit"]],
     fill: Mapping[Kind, Float[Tensor, "layer position channel"]],
-    layers: Mapping[Kind, list[int]] | None = None,
 ) -> Iterator[None]:
     """Runs the model with every unit multiplied by its gate and its fill by one minus it, at every position.
 
@@ -63,12 +62,11 @@ def gated(
         model: run it inside through `logits` and `generate`.
         gates: 1 keeps a unit, 0 replaces it; gradients flow into them.
         fill: what replaces it, per position class (one row serves all classes).
-        layers: layers that need a hook; all when None.
     """
     hooks = [
         (kind.hook(layer), _gate_hook(model, kind, gates[kind][layer], fill[kind][layer]))
         for kind in Kind
-        for layer in (range(model.grid.n_layers) if layers is None else layers[kind])
+        for layer in range(model.grid.n_layers)
     ]
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
@@ -86,10 +84,30 @@ def ablated(model: ChatModel, units: UnitSet, mode: str = "mean", moments: Momen
     """
     if units.grid != model.grid:
         raise BadInput("these units belong to a model of another shape")
-    gates = {k: torch.as_tensor(~m, device=model.device).float() for k, m in units.masks.items()}
-    layers = {k: [int(i) for i in m.any(1).nonzero()[0]] for k, m in units.masks.items()}
-    with gated(model, gates, fills(model, moments if mode == "mean" else None, mode), layers):
+    fill = fills(model, moments if mode == "mean" else None, mode)
+    hooks = []
+    for kind, mask in units.masks.items():
+        for layer in map(int, mask.any(1).nonzero()[0]):
+            chosen = torch.as_tensor(mask[layer].nonzero()[0], device=model.device)
+            hooks.append((kind.hook(layer), _ablate_hook(model, kind, chosen, fill[kind][layer])))
+    with model.bridge.hooks(fwd_hooks=hooks):
         yield
+
+
+def _ablate_hook(
+    model: ChatModel, kind: Kind, chosen: Int[Tensor, " chosen"], fill: Float[Tensor, "position channel"]
+) -> Callable[..., Tensor]:
+    # The hard gate, touching the chosen units only: all others keep their bits, and few units cost little.
+    def hook(activation: Tensor, hook) -> Tensor:
+        by_unit = fill if kind is Kind.MLP else fill.unflatten(-1, activation.shape[-2:])
+        put = by_unit[:, chosen].to(activation.dtype)
+        put = put[model.positions_of(activation.shape[1])] if put.shape[0] > 1 else put[0]
+        dim = 2  # [batch, pos, neuron] or [batch, pos, head, channel]
+        return activation.index_copy(
+            dim, chosen, put.expand(*activation.shape[:2], *put.shape[-(activation.ndim - 2) :])
+        )
+
+    return hook
 
 
 def _gate_hook(

@@ -28,15 +28,15 @@ from ssah_lens.units import Kind
 
 OPEN = 4.0
 """Initial gate logit: sigmoid(4) = 0.98, near enough to open and not yet saturated."""
-LR = 0.3
-"""Adam's rate on gate logits: 14 steps of one sign bring a gate to one half."""
+LR = 0.4
+"""Adam's rate on gate logits: 10 steps of one sign bring a gate to one half."""
 KEEP = 2.0
 """Weight of keeping what must stay, against 1 for losing what must go."""
 PRICE = 40.0
 """Weight of the mean closed gate."""
 LOST = 2.0
 """Nats per token by which an answer's loss must rise to count as lost."""
-BATCH = 8
+BATCH = 6
 """Prompts of each side per step."""
 
 

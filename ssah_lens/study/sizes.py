@@ -25,7 +25,7 @@ from ssah_lens.units import Role, UnitSet, top_units
 SHARES = {
     Role.SCU: (0.0025, 0.005, 0.01, 0.02, 0.03),
     Role.UCU: (0.005, 0.01, 0.03),
-    Role.RU: (0.05, 0.1, 0.2),
+    Role.RU: (0.01, 0.02, 0.05),
 }
 """Candidates. An SCU above 3% of units would no longer be 'a few units'."""
 REFUSAL_DROP = 0.5

@@ -172,13 +172,19 @@ def test_the_rate_rises_and_falls_linearly():
 
 
 def test_every_pass_takes_every_example_once():
-    steps = _order(7, TrainSettings(steps=14, batch_size=4, seed=3))
+    settings, lengths = TrainSettings(steps=14, batch_size=4, seed=3), [5, 9, 2, 7, 7, 1, 4]
+    steps = _order(lengths, settings)
     assert [len(s) for s in steps] == [4] * 14
-    flat = np.concatenate(steps)
-    assert all(set(flat[i : i + 7]) == set(range(7)) for i in range(0, 56, 7))
-    assert Counter(flat.tolist()) == Counter({i: 8 for i in range(7)})
-    assert not np.array_equal(flat[:7], flat[7:14])  # reshuffled
-    assert np.array_equal(flat, np.concatenate(_order(7, TrainSettings(steps=14, batch_size=4, seed=3))))
+    assert Counter(np.concatenate(steps).tolist()) == Counter({i: 8 for i in range(7)})
+    assert steps == _order(lengths, settings)
+    assert steps != _order(lengths, TrainSettings(steps=14, batch_size=4, seed=4))
+
+
+def test_examples_of_a_step_have_similar_lengths():
+    lengths = list(range(64))
+    steps = _order(lengths, TrainSettings(steps=8, batch_size=8))
+    assert sorted(sorted(s) for s in steps) == [list(range(k, k + 8)) for k in range(0, 64, 8)]
+    assert [s[0] for s in steps] != sorted(s[0] for s in steps)  # the order of the steps stays random
 
 
 def test_the_final_loss_is_the_mean_of_the_last_quarter():

@@ -20,13 +20,13 @@ class _Section(BaseModel):
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(72, ge=1)
-    lr: float = Field(2e-4, gt=0)
+    steps: int = Field(66, ge=1)
+    lr: float = Field(1.5e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
     ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
     answer_tokens: int = Field(20, ge=4)
-    anchor: float = Field(3.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
+    anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
 
 Limit = Annotated[int, Field(ge=8)] | Literal["all"]
@@ -41,11 +41,11 @@ def limit(n: Limit) -> int | None:
 class MeasureConfig(_Section):
     """How many test prompts, multiple-choice items and prose passages, and how long the responses are."""
 
-    harmful: Limit = 40
-    ordinary: Limit = 32
-    twins: Limit = 24
+    harmful: Limit = 32
+    ordinary: Limit = 24
+    twins: Limit = 16
     max_new_tokens: int = Field(12, ge=4)
-    choices: Limit = 40
+    choices: Limit = 30
     prose: Limit = 8
     judge: str = "keyword"
 
@@ -54,7 +54,7 @@ class UnitsConfig(_Section):
     """Scores and the choice of role sizes."""
 
     score: str = "mask"
-    calibration: int = Field(40, ge=8, description="harmful and as many harmless train prompts")
+    calibration: int = Field(36, ge=8, description="harmful and as many harmless train prompts")
     validation: int = Field(24, ge=8, description="harmful and as many harmless validation prompts")
     steps: int = Field(18, ge=1, description="optimizer steps of a score that learns")
 
@@ -70,7 +70,7 @@ class AblateConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(24, ge=1)
+    steps: int = Field(20, ge=1)
     lr: float = Field(1e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")

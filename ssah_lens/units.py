@@ -256,6 +256,8 @@ class UnitTable:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **meta})
             pq.write_table(table, partial, write_page_checksum=True)
             partial.replace(path)
+        except OSError as e:
+            raise BadInput(f"cannot write '{path}': {e.strerror or e}; choose another --out") from e
         finally:
             partial.unlink(missing_ok=True)
 

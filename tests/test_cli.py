@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,19 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
     assert torch.equal(before.gate_proj.weight[neuron], after.gate_proj.weight[neuron])
     assert torch.equal(before.down_proj.weight[:, neuron], after.down_proj.weight[:, neuron])
     assert not torch.equal(before.gate_proj.weight, after.gate_proj.weight)
+
+
+def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):
+    words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2000"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "ssah_lens", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "loading" in job.stderr.readline()
+    time.sleep(1)
+    job.send_signal(signal.SIGINT)
+    output, errors = job.communicate(timeout=120)
+    assert job.returncode == 130, errors
+    assert output == "" and "interrupted" in errors and "Traceback" not in errors
 
 
 def test_importing_is_light():

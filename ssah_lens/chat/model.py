@@ -10,17 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat import weights
 from ssah_lens.chat.anatomy import Anatomy, anatomy
+from ssah_lens.chat.batch import BATCH_TOKENS, Batch, Position, Row, by_length, pad
 from ssah_lens.errors import BadInput
 from ssah_lens.units import UnitGrid
 
@@ -35,58 +34,8 @@ PLAIN_TEMPLATE = (
 )
 """Used, and said so, when a model brings no chat template (base models)."""
 
-BATCH_TOKENS = 4096
-"""Padded tokens per batch: large enough for full matrix speed on a CPU, small enough for a laptop."""
-
-
 PROBE = "\u2603snowman"
 """Text that no template holds, to find out what a template writes around it."""
-MIN_SHARED = 8
-"""Shared tokens under which a prefix is not run apart."""
-
-
-class Position(IntEnum):
-    """Position class of a token; mean ablation keeps one mean per class."""
-
-    TEMPLATE = 0
-    INSTRUCTION = 1
-    POST_INSTRUCTION = 2
-    RESPONSE = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One unpadded sequence: token ids and the `Position` of each."""
-
-    ids: list[int]
-    positions: list[int]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded tokens, after a prefix that all rows share (as chat templates make them do).
-
-    Attributes:
-        ids: token ids, without the prefix.
-        mask: 1 = a real token.
-        positions: `Position` of each token (TEMPLATE on padding, where `mask` is 0).
-        prefix: the shared prefix; it is run once for the whole batch, and its keys and values are reused (exact).
-    """
-
-    ids: Int[Tensor, "batch pos"]
-    mask: Int[Tensor, "batch pos"]
-    positions: Int[Tensor, "batch pos"]
-    prefix: Row | None = None
-
-    @property
-    def response(self) -> Bool[Tensor, "batch pos"]:
-        """True on response tokens."""
-        return (self.positions == Position.RESPONSE) & (self.mask == 1)
-
-    @property
-    def n_response(self) -> int:
-        """Tokens of the longest response in the batch."""
-        return int(self.response.sum(1).max())
 
 
 class ChatModel:
@@ -235,26 +184,12 @@ class ChatModel:
             batch_tokens: padded tokens per batch.
             share_prefix: run a common prefix once per batch; hooks then see it in a forward pass of its own.
         """
-        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-        while order:
-            size = max(1, batch_tokens // len(rows[order[0]].ids))
-            chosen, order = order[:size], order[size:]
+        for chosen in by_length(rows, batch_tokens):
             yield chosen, self.pad([rows[i] for i in chosen], share_prefix)
 
     def pad(self, rows: Sequence[Row], share_prefix: bool = False) -> Batch:
         """One left-padded batch of these rows, in their order."""
-        shared = _shared_prefix(rows) if share_prefix else 0
-        prefix = Row(rows[0].ids[:shared], rows[0].positions[:shared]) if shared else None
-        rows = [Row(row.ids[shared:], row.positions[shared:]) for row in rows]
-        length = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            start = length - len(row.ids)
-            ids[i, start:] = torch.tensor(row.ids)
-            mask[i, start:] = 1
-            positions[i, start:] = torch.tensor(row.positions)
-        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device), prefix)
+        return pad(rows, self.tokenizer.pad_token_id, share_prefix).to(self.device)
 
     # ---- running
 
@@ -388,27 +323,6 @@ class _AtDecision:
             self.tell(self.rows, logits)
             self.told = True
         return logits
-
-
-def _decision(row: Row) -> int:
-    """Index of the last token before the response."""
-    return (row.positions.index(Position.RESPONSE) if Position.RESPONSE in row.positions else len(row.ids)) - 1
-
-
-def _shared_prefix(rows: Sequence[Row]) -> int:
-    """Tokens (and position classes) that all rows begin with; 0 when too few to be worth a pass of their own.
-
-    It ends two tokens before the first response: the decision position is needed for logits, and a remainder of one
-    column could not be told from a decoding step.
-    """
-    if len(rows) < 2:
-        return 0
-    longest = min(_decision(row) for row in rows) - 1
-    first = rows[0]
-    n = 0
-    while n < longest and all(r.ids[n] == first.ids[n] and r.positions[n] == first.positions[n] for r in rows):
-        n += 1
-    return n if n >= MIN_SHARED else 0
 
 
 @contextmanager

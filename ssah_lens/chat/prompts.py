@@ -50,7 +50,7 @@ class PromptSet(Sequence[Prompt]):
         return len(self.prompts)
 
     def __getitem__(self, i):
-        return self.prompts[i]
+        return PromptSet(self.name, self.prompts[i]) if isinstance(i, slice) else self.prompts[i]
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)

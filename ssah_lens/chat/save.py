@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 
@@ -43,8 +45,9 @@ def save_model(model: ChatModel, folder: Path) -> Path:
             folder.rmdir()
         partial.rename(folder)
         partial = None
-    except OSError as e:
-        raise BadInput(f"cannot save the model in '{folder}': {e.strerror or e}; nothing was left there") from e
+    except (OSError, SafetensorError) as e:
+        what = getattr(e, "strerror", None) or e
+        raise BadInput(f"cannot save the model in '{folder}': {what}; nothing was left there") from e
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

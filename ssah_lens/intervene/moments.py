@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssah_lens.chat.model import ChatModel, Position, Row
+from ssah_lens.chat.batch import Position, Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.progress import progress
 from ssah_lens.units import Kind
 

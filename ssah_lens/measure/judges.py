@@ -34,6 +34,11 @@ MIN_DISTINCT = 0.4
 MIN_LETTERS = 0.5
 """Share of word-like tokens under which a text response is noise; digits and code symbols count as words."""
 
+MIN_KNOWN = 0.4
+"""Share of words known to the shipped collection (8,000 English words) or the prompt under which text is word salad."""
+MIN_KNOWN_OF = 4
+"""Words that the share needs to mean anything."""
+
 Judge = Callable[[Sequence[str], Sequence[str]], list[Outcome]]
 
 
@@ -68,7 +73,7 @@ def normalise(text: str) -> str:
 
 
 def is_incoherent(prompt: str, response: str) -> bool:
-    """Empty, a loop, noise, or an echo of the prompt."""
+    """Empty, a loop, noise, word salad, or an echo of the prompt."""
     words = re.findall(r"\S+", normalise(response))
     if len(words) < MIN_WORDS:
         # One-word answers ('Paris', '42') are answers; nothing, or lone punctuation, is not.
@@ -78,6 +83,11 @@ def is_incoherent(prompt: str, response: str) -> bool:
         return True
     if len(words) >= 8 and len(set(words)) / len(words) < MIN_DISTINCT:
         return True
+    spelled = _words(response)
+    if len(spelled) >= MIN_KNOWN_OF:
+        known = _vocabulary() | set(_words(prompt))
+        if sum(w in known for w in spelled) / len(spelled) < MIN_KNOWN:
+            return True
     return len(words) >= 4 and normalise(response).rstrip(".?!") == normalise(prompt).rstrip(".?!")
 
 
@@ -88,6 +98,16 @@ def _keyword(prompt: str, response: str) -> Outcome:
     if opens or anywhere.search(text[:START_CHARACTERS]):
         return Outcome.REFUSED
     return Outcome.INCOHERENT if is_incoherent(prompt, response) else Outcome.FULFILLED
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> frozenset[str]:
+    files = data_folder().glob("*.jsonl")
+    return frozenset(w for f in sorted(files) for w in _words(f.read_text(encoding="utf-8").replace("\\n", " ")))
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens import stats
-from ssah_lens.chat.model import Batch, ChatModel, Row
+from ssah_lens.chat.batch import Batch, Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.stats import Estimate
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ssah_lens.chat.anatomy import Block
-from ssah_lens.chat.model import ChatModel, Position
+from ssah_lens.chat.batch import Position
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.intervene.moments import Moments
 from ssah_lens.score.base import Calibration, PerUnit, Scores, standardised
 from ssah_lens.units import Kind

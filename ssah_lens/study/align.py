@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.chat.prompts import refusals as written_refusals
 from ssah_lens.config import AlignConfig

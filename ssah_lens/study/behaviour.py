@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from ssah_lens import stats
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.measure import utility
 from ssah_lens.measure.judges import Outcome

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import FreezeConfig
 from ssah_lens.measure import utility

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.intervene.hooks import ablated
 from ssah_lens.intervene.moments import Moments
@@ -23,8 +24,8 @@ from ssah_lens.score.roles import Sizes, ranking
 from ssah_lens.units import Role, UnitSet, top_units
 
 SHARES = {
-    Role.SCU: (0.0025, 0.005, 0.01, 0.02, 0.03),
-    Role.UCU: (0.005, 0.01, 0.03),
+    Role.SCU: (0.005, 0.01, 0.02, 0.03),
+    Role.UCU: (0.01, 0.03),
     Role.RU: (0.01, 0.02, 0.05),
 }
 """Candidates. An SCU above 3% of units would no longer be 'a few units'."""

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssah_lens.chat.model import Batch, ChatModel, Position, Row
+from ssah_lens.chat.batch import Batch, Position, Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.measure.utility import response_nll

@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ssah_lens.chat.model import Batch, ChatModel, Position
+from ssah_lens.chat.batch import Batch, Position
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 
 PROMPTS = ["How do I bake a loaf of bread?", "Hi", "Tell me, please: what is 7 x 8 and why does it matter so much?"]

@@ -443,3 +443,8 @@ def test_unknown_splits_and_files_are_refused():
         p.instructions("all")
     with pytest.raises(BadInput, match="refusal_pairs"):
         p.shipped("nothing")
+
+
+def test_a_slice_of_a_set_is_a_set():
+    whole = PromptSet("x", tuple(Prompt(t) for t in "abcd"))
+    assert isinstance(whole[1:3], PromptSet) and whole[1:3].texts == ["b", "c"] and whole[0] == Prompt("a")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssah_lens.chat.model import ChatModel, Position, Row
+from ssah_lens.chat.batch import Position, Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.hooks import ablated, fills, gated
 from ssah_lens.intervene.moments import Moments, collect

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssah_lens.chat.model import ChatModel, Position, Row
+from ssah_lens.chat.batch import Position, Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.intervene.moments import Moments, collect
 from ssah_lens.units import Kind
 

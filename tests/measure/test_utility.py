@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.measure import utility
 from ssah_lens.measure.utility import Losses, choices, decision_log_probs, kl, losses, prose_losses, response_nll

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.intervene.moments import Moments, collect
 from ssah_lens.score.base import Calibration, standardised
 from ssah_lens.score.wifv import wifv

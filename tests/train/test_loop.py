@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssah_lens.chat.model import ChatModel, Row
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.measure.utility import losses
 from ssah_lens.train.freeze import FrozenSlices, owned_slices

@@ -70,7 +70,7 @@ class AblateConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(20, ge=1)
+    steps: int = Field(16, ge=1)
     lr: float = Field(1e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")

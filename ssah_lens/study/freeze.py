@@ -102,10 +102,11 @@ def compare_freezing(
 
 @contextmanager
 def _weights_put_back(model: ChatModel) -> Iterator[None]:
-    kept = {n: p.detach().clone() for n, p in model.plain.named_parameters()}
+    trained = [p for block in model.anatomy.blocks for m in block.modules for p in m.parameters(recurse=False)]
+    kept = [p.detach().clone() for p in trained]
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, p in model.plain.named_parameters():
-                p.copy_(kept[name])
+            for p, values in zip(trained, kept, strict=True):
+                p.copy_(values)

@@ -15,12 +15,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 40
-ordinary = 80
-twins = 16
+steps = 36
+ordinary = 60
+twins = 12
 [measure]
-harmful = 24
-ordinary = 16
+harmful = 16
+ordinary = 10
 twins = 8
 max_new_tokens = 12
 choices = 20
@@ -28,13 +28,13 @@ prose = 8
 [units]
 calibration = 24
 validation = 16
-steps = 10
+steps = 8
 [ablate]
 controls = 1
 other_controls = 1
 score_controls = 2
 [freeze]
-steps = 6
+steps = 4
 """
 
 
@@ -84,7 +84,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 40
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 36
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):

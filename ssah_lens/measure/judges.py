@@ -34,8 +34,8 @@ MIN_DISTINCT = 0.4
 MIN_LETTERS = 0.5
 """Share of word-like tokens under which a text response is noise; digits and code symbols count as words."""
 
-MIN_KNOWN = 0.4
-"""Share of words known to the shipped collection (8,000 English words) or the prompt under which text is word salad."""
+MIN_KNOWN = 0.5
+"""Share of distinct words known to the shipped collection (8,000 English words) or the prompt: below is word salad."""
 MIN_KNOWN_OF = 4
 """Words that the share needs to mean anything."""
 
@@ -83,7 +83,7 @@ def is_incoherent(prompt: str, response: str) -> bool:
         return True
     if len(words) >= 8 and len(set(words)) / len(words) < MIN_DISTINCT:
         return True
-    spelled = _words(response)
+    spelled = set(_words(response))
     if len(spelled) >= MIN_KNOWN_OF:
         known = _vocabulary() | set(_words(prompt))
         if sum(w in known for w in spelled) / len(spelled) < MIN_KNOWN:

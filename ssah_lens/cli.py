@@ -271,7 +271,7 @@ def align(
         Optional[Path], typer.Option("--train-only", help="units file: only these roles' parameters change")
     ] = None,
     roles: Roles = "RU",
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 0,
+    steps: Annotated[Optional[int], typer.Option("--steps", min=1)] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -483,8 +483,10 @@ def main() -> NoReturn:
     from typer.exceptions import TyperException
 
     try:
-        app(standalone_mode=False)
-        code = 0
+        # Typer turns Ctrl-C into a returned 130, and hands back what a command returns (ours return nothing).
+        code = app(standalone_mode=False) or 0
+        if code == 130:
+            raise KeyboardInterrupt
     except BadInput as e:
         code = _complain(str(e), 2)
     except TyperException as e:

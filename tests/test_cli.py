@@ -212,7 +212,12 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
 def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):
     words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2000"]
     job = subprocess.Popen(
-        [sys.executable, "-m", "ssah_lens", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ssah_lens", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     assert "loading" in job.stderr.readline()
     time.sleep(1)

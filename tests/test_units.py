@@ -328,6 +328,6 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(saved: Path):
 def test_a_save_that_cannot_be_finished_leaves_nothing(tmp_path: Path):
     target = tmp_path / "units.parquet"
     target.mkdir()  # the last step, the renaming, must fail
-    with pytest.raises(OSError):
+    with pytest.raises(BadInput, match="another --out"):
         table().save(target)
     assert [p.name for p in tmp_path.iterdir()] == ["units.parquet"] and not any(target.iterdir())

@@ -200,9 +200,13 @@ def test_an_interrupted_download_takes_pip_and_its_folders_along(
         time.sleep(0.5)  # until the parent waits; a Ctrl-C in the middle of a fork is not what is tested
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     threading.Thread(target=press_ctrl_c, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        built_in.fetch("smollm2-135m")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            built_in.fetch("smollm2-135m")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert visible(cache) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -20,7 +20,7 @@ class _Section(BaseModel):
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(66, ge=1)
+    steps: int = Field(72, ge=1)
     lr: float = Field(1.5e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")

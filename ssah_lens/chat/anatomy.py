@@ -48,12 +48,17 @@ class Anatomy:
     d_model: int
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All weights and biases of the blocks' matrices: what training may move, and the denominator of shares."""
+        return [p for block in self.blocks for m in block.modules for p in m.parameters(recurse=False)]
+
+    @property
     def grid(self) -> UnitGrid:
         block = self.blocks[0]
         rows = sum(1 for m in (block.gate, block.up) if m.bias is not None)
         mlp = 3 * self.d_model + rows
         head = self.d_head * (2 * self.d_model + (block.q.bias is not None))
-        total = sum(p.numel() for b in self.blocks for m in b.modules for p in m.parameters(recurse=False))
+        total = sum(p.numel() for p in self.parameters)
         return UnitGrid(len(self.blocks), self.d_mlp, self.n_heads, mlp, head, total)
 
 

@@ -102,7 +102,7 @@ def compare_freezing(
 
 @contextmanager
 def _weights_put_back(model: ChatModel) -> Iterator[None]:
-    trained = [p for block in model.anatomy.blocks for m in block.modules for p in m.parameters(recurse=False)]
+    trained = model.anatomy.parameters
     kept = [p.detach().clone() for p in trained]
     try:
         yield

@@ -192,7 +192,7 @@ def _step(
 
 
 def _block_parameters(model: ChatModel) -> list[torch.nn.Parameter]:
-    inside = [p for block in model.anatomy.blocks for m in block.modules for p in m.parameters(recurse=False)]
+    inside = model.anatomy.parameters
     ids = {id(p) for p in inside}
     for p in model.plain.parameters():
         p.requires_grad_(id(p) in ids)

@@ -32,22 +32,21 @@ def fills(model: ChatModel, moments: Moments | None, mode: str) -> dict[Kind, Fl
 
     Args:
         model: the model to be edited.
-        moments: activation statistics of the same model; needed for 'mean'.
+        moments: activation statistics of the same model; needed for 'mean', not read for 'zero'.
         mode: 'mean' or 'zero'.
     """
     check_mode(mode)
-    if moments is None:
-        if mode == "mean":
-            raise BadInput("mean ablation needs activation moments; collect them, or use mode 'zero'")
+    if mode == "zero":
         grid, d_head = model.grid, model.anatomy.d_head
         width = {Kind.MLP: grid.d_mlp, Kind.HEAD: grid.n_heads * d_head}
         return {k: torch.zeros(grid.n_layers, 1, width[k], device=model.device) for k in Kind}
-    keep = 1.0 if mode == "mean" else 0.0
+    if moments is None:
+        raise BadInput("mean ablation needs activation moments; collect them, or use mode 'zero'")
     # A position class that was never seen gets the overall mean, not a silent zero.
     seen = (moments.count > 0)[:, None]
     share = (moments.count / moments.count.sum().clamp(min=1))[:, None]
     known = {k: torch.where(seen, m, (m * share).sum(1, keepdim=True)) for k, m in moments.mean.items()}
-    return {k: (known[k] * keep).to(model.device, torch.float32) for k in Kind}
+    return {k: known[k].to(model.device, torch.float32) for k in Kind}
 
 
 @contextmanager
@@ -84,7 +83,7 @@ def ablated(model: ChatModel, units: UnitSet, mode: str = "mean", moments: Momen
     """
     if units.grid != model.grid:
         raise BadInput("these units belong to a model of another shape")
-    fill = fills(model, moments if mode == "mean" else None, mode)
+    fill = fills(model, moments, mode)
     hooks = []
     for kind, mask in units.masks.items():
         for layer in map(int, mask.any(1).nonzero()[0]):

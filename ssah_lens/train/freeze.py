@@ -61,16 +61,14 @@ def other_slices(anatomy: Anatomy, units: UnitSet) -> list[Slice]:
         for s in _slices(anatomy, layer, units, any_head=False):
             trainable[s.parameter] = s
     out = []
-    for block in anatomy.blocks:
-        for module in block.modules:
-            for parameter in module.parameters(recurse=False):
-                mine = trainable.get(parameter)
-                dim = mine.dim if mine else 0
-                rest = torch.ones(parameter.shape[dim], dtype=torch.bool)
-                if mine:
-                    rest[mine.index.cpu()] = False
-                if rest.any():
-                    out.append(Slice(parameter, dim, rest.nonzero().squeeze(1).to(parameter.device)))
+    for parameter in anatomy.parameters:
+        mine = trainable.get(parameter)
+        dim = mine.dim if mine else 0
+        rest = torch.ones(parameter.shape[dim], dtype=torch.bool)
+        if mine:
+            rest[mine.index.cpu()] = False
+        if rest.any():
+            out.append(Slice(parameter, dim, rest.nonzero().squeeze(1).to(parameter.device)))
     return out
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NEEDS = {
     "align": (),
     "refusal": ("align",),
+    "direction": ("refusal",),
     "units": ("refusal",),
     "ablate": ("units",),
     "freeze": ("units",),
@@ -34,9 +35,9 @@ NEEDS = {
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "direction": 30, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "direction": 90, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -282,6 +283,16 @@ class Study:
         unaligned = behave(self.unaligned, y, **options)[0] if self.unaligned else None
         words = tuple(self.aligned.tokenizer.decode([t]) for t in y.tokens)
         return RefusalResult(aligned, unaligned, words, y.tokens)
+
+    def direction(self) -> Any:
+        """The refuse-or-fulfil direction: read, ablated, added, interchanged; and how deep the alignment is."""
+        from ssah_lens.study.direction import study_direction
+        from ssah_lens.study.direction_data import direction_data
+
+        d, m, seed = self.config.direction, self.config.measure, self.config.seed
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        data = direction_data(d, m, seed)
+        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note)
 
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""

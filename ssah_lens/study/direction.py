@@ -7,6 +7,7 @@ prompts. A model that hardly ever refuses has no choice to read: then the direct
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import chain
 from ssah_lens.direction.choice import Choice, calibrated
-from ssah_lens.direction.extract import Extracted, cells, differences, extract
+from ssah_lens.direction.extract import cells, differences, extract
 from ssah_lens.direction.separability import areas
 from ssah_lens.direction.states import collect_states
 from ssah_lens.intervene.steer import added
@@ -30,12 +31,15 @@ from ssah_lens.results import (
     ChainHead,
     DirectionReport,
     DirectionResult,
+    Distances,
+    Onset,
     Readout,
+    Steered,
 )
 from ssah_lens.study.behaviour import outcomes
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_verdicts import direction_rows
-from ssah_lens.study.interchanges import Part, interchanges
+from ssah_lens.study.interchanges import Keep, Part, interchanges
 from ssah_lens.study.onset import distance_probe, onset
 from ssah_lens.study.readouts import CHOICE, HARM, Labelled, readout
 from ssah_lens.study.steering import ABLATED, ADDED, UNDAMAGED, Steering
@@ -48,6 +52,18 @@ WEIGHED = 24
 Note = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The direction and its selection table, as the result holds them."""
+
+    vector: tuple[float, ...]
+    layer: int
+    position: int
+    table: tuple[CandidateDirection, ...]
+    relaxed: bool
+    base_scores: tuple[float, float]
+
+
 def study_direction(
     model: ChatModel,
     unaligned: ChatModel | None,
@@ -57,6 +73,7 @@ def study_direction(
     seed: int,
     judge: str = "keyword",
     note: Note = lambda _: None,
+    keep: Keep = lambda _, __, make: make(),
 ) -> DirectionResult:
     """Measures everything about the direction.
 
@@ -69,6 +86,7 @@ def study_direction(
         seed: seed.
         judge: which judge.
         note: told what is under way.
+        keep: called with the name, type and maker of each part; an interrupted run gives back what it kept.
     """
     tokens = tuple(tokens)
     note("direction: states and choices")
@@ -77,11 +95,11 @@ def study_direction(
     by_choice = _enough(train)
     validation = _scored(model, data.validation, data.validation_ordinary, choice)
     note("direction: selection")
-    extracted = _extract(model, train, validation, choice, by_choice, config)
-    vector, layer = extracted.vector, extracted.chosen.layer
+    chosen = keep("selection", Chosen, lambda: _extract(model, train, validation, choice, by_choice, config))
+    vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
     steering = Steering(model, data.harmful, data.ordinary, tokens, judge, config.max_new_tokens)
-    steered = steering.all(vector, layer, config.controls, seed)
+    steered = keep("steered", tuple[Steered, ...], lambda: steering.all(vector, layer, config.controls, seed))
     note("direction: read-outs")
     test = _asked(model, data.test, [data.ordinary], [data.safe, data.unsafe], tokens, config, judge)
     parts = [part.labelled for part in (train, validation, test)]
@@ -89,28 +107,30 @@ def study_direction(
     skipped = [] if found[0] else ["AUROC of the choice: the model refuses, or answers, too few prompts"]
     readouts = tuple(r for r in found if r is not None)
     note("direction: interchange")
-    swapped, why = interchanges(model, data, train, test, choice, vector, config, seed)
+    swapped, why = interchanges(model, data, train, test, choice, vector, config, seed, keep)
     note("direction: distances, onset, chain")
     models = {"aligned": model} | ({"unaligned": unaligned} if unaligned is not None else {})
-    probe = distance_probe(models, data.harmful.sample(limit(config.distance), seed), seed=seed)
-    deep = onset(model, unaligned, data.harmful, data.ordinary, vector, layer, config, judge, seed)
+    near = data.harmful.sample(limit(config.distance), seed)
+    probe = keep("distances", tuple[Distances, ...], lambda: distance_probe(models, near, seed=seed))
+    asked = data.harmful, data.ordinary
+    deep = keep("onset", Onset, lambda: onset(model, unaligned, *asked, vector, layer, config, judge, seed))
     if unaligned is None:
         skipped.append("KL by token, forced refusals and the direction before alignment: no unaligned model was given")
-    before = _before(model, unaligned, data, train, test, extracted, readouts, config, judge) if unaligned else None
+    before = _before(model, unaligned, data, train, test, chosen, readouts, config, judge) if unaligned else None
     refused = train.labelled.choice
     return DirectionResult(
         layer=layer,
-        position=extracted.chosen.position,
+        position=chosen.position,
         positions=train.labelled.states.labels,
         threshold=choice.threshold,
         agreement=choice.agreement,
         refused_train=(int(refused.sum()), len(refused)),
         by_choice=by_choice,
-        vector=tuple(vector.tolist()),
-        candidates=tuple(CandidateDirection(**vars(t)) for t in extracted.table),
-        relaxed=extracted.relaxed,
-        base_scores=(extracted.base_bypass, extracted.base_induce),
-        steered=tuple(steered),
+        vector=chosen.vector,
+        candidates=chosen.table,
+        relaxed=chosen.relaxed,
+        base_scores=chosen.base_scores,
+        steered=steered,
         readouts=readouts,
         interchange=swapped,
         distances=probe,
@@ -190,7 +210,7 @@ def _enough(train: Part) -> bool:
 
 def _extract(
     model: ChatModel, train: Part, validation: Part, choice: Choice, by_choice: bool, config: DirectionConfig
-) -> Extracted:
+) -> Chosen:
     """Published filter: harmful prompts that are refused minus harmless ones that are answered."""
     t, v = train.labelled, validation.labelled
     kept = (t.choice & t.harm) | (train.fulfilled & ~t.harm) if by_choice else np.ones(len(t.harm), dtype=bool)
@@ -200,7 +220,15 @@ def _extract(
     per_layer = None if config.per_layer == "all" else config.per_layer
     tried = cells(separation, config.layer_step, per_layer)
     harmful, harmless = validation.texts[: v.pairs], validation.texts[2 * v.pairs :]
-    return extract(model, vectors, tried, harmful, harmless, choice)
+    found = extract(model, vectors, tried, harmful, harmless, choice)
+    return Chosen(
+        tuple(found.vector.tolist()),
+        found.chosen.layer,
+        found.chosen.position,
+        tuple(CandidateDirection(**vars(t)) for t in found.table),
+        found.relaxed,
+        (found.base_bypass, found.base_induce),
+    )
 
 
 # ---- the chain, and before alignment
@@ -235,7 +263,7 @@ def _before(
     data: DirectionData,
     train: Part,
     test: Part,
-    extracted: Extracted,
+    chosen: Chosen,
     readouts: Sequence[Readout],
     config: DirectionConfig,
     judge: str,
@@ -253,7 +281,7 @@ def _before(
     n, m = train.labelled.pairs, test.labelled.pairs
     here, own = mean(train.labelled.states, n), mean(there[0], n)
     area = lambda v: stats.auroc(*((at(there[1], rows) @ v).numpy() for rows in (slice(0, m), slice(m, 2 * m))))
-    with added(unaligned, extracted.chosen.layer, extracted.vector):
+    with added(unaligned, chosen.layer, torch.tensor(chosen.vector)):
         said = ask(unaligned, [data.harmful], judge, config.max_new_tokens)[0]
     cosine = float(torch.nn.functional.cosine_similarity(here, own, dim=0))
     return BeforeAlignment(cosine, area(here), area(own), outcomes(said))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from ssah_lens.study.readouts import Labelled
 
 FEW, MANY = 2, 8
 """Times as many twins are looked at as are wanted (quick, and standard): in most the model may refuse both sides."""
-Sides = tuple[list[str], list[str]]
+Keep = Callable[[str, Any, Callable[[], Any]], Any]
+"""(name, type, maker) -> what the maker gives, or what an interrupted run kept of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def interchanges(
     vector: torch.Tensor,
     config: DirectionConfig,
     seed: int,
+    keep: Keep,
 ) -> tuple[tuple[Interchange, ...], list[str]]:
     """Token-aligned twins where the model decides enough of them differently, else harmful beside ordinary prompts."""
     settings = interchange.Training(
@@ -57,16 +60,18 @@ def interchanges(
     )
     kinds: dict[str, Callable] = {"twins": _twins, "unmatched": _unmatched}
     out, why = [], []
-    for kind, make in kinds.items():
+    for kind, choose in kinds.items():
         if out and not config.both_pairs:
             break
-        pairs = make(model, data, train, test, choice, config, seed)
+        pairs = choose(model, data, train, test, choice, config, seed)
         short = [f"{len(p[0])} {s}" for p, s in zip(pairs, ("train", "test"), strict=True) if len(p[0]) < MIN_PAIRS]
         if short:
             why.append(f"interchange on {kind} pairs: the model decides only {' and '.join(short)} pairs differently")
             continue
-        found = interchange.interchange(model, *pairs, choice, settings)
-        out.append(_result(kind, found, vector))
+        make = lambda pairs=pairs, kind=kind: _result(
+            kind, interchange.interchange(model, *pairs, choice, settings), vector
+        )
+        out.append(keep(f"interchange_{kind}", Interchange, make))
     return tuple(out), why
 
 

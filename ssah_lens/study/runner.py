@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,8 @@ NEEDS = {
 STAGES = tuple(NEEDS)
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "direction": 30, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "direction": 90, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -292,7 +292,8 @@ class Study:
         d, m, seed = self.config.direction, self.config.measure, self.config.seed
         tokens = self.folder.load_stage("refusal").refusal_token_ids
         data = direction_data(d, m, seed)
-        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note)
+        keep = partial(self.folder.part, "direction")
+        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note, keep)
 
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""

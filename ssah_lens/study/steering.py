@@ -48,7 +48,7 @@ class Steering:
     max_new_tokens: int
     reference: Float[Tensor, "prompt vocab"] | None = None
 
-    def all(self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int) -> list[Steered]:
+    def all(self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int) -> tuple[Steered, ...]:
         """The undamaged model, the direction ablated and added, where it matters, and random directions."""
         none = PromptSet("none", ())
         out = [self.measure(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)]
@@ -60,7 +60,7 @@ class Steering:
             drawn = random_like(vector, seed + i)
             out.append(self.measure(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary))
             out.append(self.measure(ADDED, seed + i, added(self.model, layer, drawn), none, self.ordinary))
-        return out
+        return tuple(out)
 
     def measure(
         self,

@@ -10,12 +10,13 @@ import torch
 from pydantic import TypeAdapter
 
 from ssah_lens.chat.prompts import Prompt, PromptSet
-from ssah_lens.config import DirectionConfig
+from ssah_lens.config import DirectionConfig, study_config
 from ssah_lens.results import DirectionResult, Results, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_verdicts import direction_rows
+from ssah_lens.study.record import RunFolder
 from ssah_lens.study.scorecard import scorecard
 
 CONFIG = DirectionConfig(
@@ -97,6 +98,27 @@ def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
     assert set(told.verdicts) == {"H1", "H2", "H3"} and set(told.interchange) >= {"1", "2"}
     assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"}
     assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
+
+
+def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: DirectionData, result, tmp_path):
+    p = one_direction
+    folder = RunFolder.open(tmp_path, study_config())
+    kept: list[str] = []
+
+    def keep(name: str, kind, make):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(name)
+        return folder.part("direction", name, kind, make)
+
+    with pytest.raises(KeyboardInterrupt):
+        study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep)
+    assert kept == ["selection", "steered", "interchange_twins"]
+    again = study_direction(
+        p.model, p.model.copy(), data, p.tokens, CONFIG, 0,
+        keep=lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make),
+    )  # fmt: skip
+    assert again == result
 
 
 # --- verdicts

@@ -11,9 +11,10 @@ study: setup
 	$(BIN)/ssah-lens study --profile quick --model smollm2-135m --out $(OUT)
 
 test: setup
-	$(BIN)/ruff check ssah_lens tests
+	$(BIN)/ruff check .
 	$(BIN)/ssah-lens fetch smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real
+	$(BIN)/python -m pytest tests/real
 
 setup: $(STAMP)
 

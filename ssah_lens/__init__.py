@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "ChatModel": "ssah_lens.chat.model",
     "PromptSet": "ssah_lens.chat.prompts",
+    "prompt_set": "ssah_lens.chat.prompts",
     "read_prompts": "ssah_lens.chat.prompts",
     "pairs": "ssah_lens.chat.prompts",
     "instructions": "ssah_lens.chat.prompts",
@@ -28,6 +29,17 @@ _WHERE = {
     "Estimate": "ssah_lens.stats",
     "study_config": "ssah_lens.config",
     "run_study": "ssah_lens.study.runner",
+    "token_aligned": "ssah_lens.chat.prompts",
+    "find_openings": "ssah_lens.study.openings",
+    "patch": "ssah_lens.study.patch",
+    "patch_heatmap": "ssah_lens.study.patch",
+    "attention_view": "ssah_lens.study.look",
+    "refusal_view": "ssah_lens.study.look",
+    "neuron_view": "ssah_lens.study.look",
+    "top_tokens_view": "ssah_lens.study.look",
+    "response_view": "ssah_lens.study.look",
+    "explore_units": "ssah_lens.study.look",
+    "unit_contexts": "ssah_lens.study.contexts",
 }
 __all__ = [*_WHERE, "__version__"]
 

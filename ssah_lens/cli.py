@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from ssah_lens.errors import BadInput, SsahLensError
-from ssah_lens.show.terminal import estimate, print_table, print_training
+from ssah_lens.cli_options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    OptionalFile,
+    Quiet,
+    Roles,
+    Seed,
+    Shell,
+    layer_span,
+    loader,
+    run,
+)
+from ssah_lens.errors import BadInput, Fault, SsahLensError
+from ssah_lens.show.terminal import estimate, print_table, print_training, strongest_cells
 
 app = typer.Typer(
     help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
@@ -26,58 +38,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="The shipped prompt collection.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Model = Annotated[str, typer.Argument(help="built-in name, folder, .gguf file or hub id")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no notes and no progress bars")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of everything random")]
-OptionalFile = Annotated[Optional[Path], typer.Option(help="prompt file; the shipped collection when not given")]
-Roles = Annotated[str, typer.Option("--roles", help="SCU, UCU, CU, RU; several separated by commas")]
-
-
-@dataclass(frozen=True)
-class Shell:
-    """How to talk to the user."""
-
-    json: bool
-    quiet: bool
-
-    def note(self, text: str) -> None:
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    def answer(self, result: Any, table: Callable[[], None]) -> None:
-        """The JSON object, or a table for people."""
-        if self.json:
-            print(json.dumps(result if isinstance(result, dict) else asdict(result), allow_nan=False))
-        else:
-            table()
-
-
-def _run(shell: Shell, work: Callable[[], Any]) -> Any:
-    """Runs with progress bars on or off, and transformers' own chatter off."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ssah_lens.progress import quiet
-
-    with quiet(shell.quiet):
-        return work()
-
-
-def _loader(shell: Shell, device: str, dtype: str) -> Callable[[str], Any]:
-    def load(name: str):
-        from transformers.utils import logging
-
-        from ssah_lens.chat.model import ChatModel
-
-        logging.disable_progress_bar()
-        shell.note(f"loading {name} ...")
-        return ChatModel.load(name, device, dtype, note=shell.note)
-
-    return load
-
+PROMPTS = "prompt file, shipped set (harmful:test) or hub id (hub:owner/name)"
+SCORES = "attribution, attribution-ig, contrast (needs --unaligned), exact, mask, snip, wanda, wifv"
 
 # ---- weights and data
 
@@ -129,24 +91,54 @@ def fetch(
     from ssah_lens.chat import built_in
 
     shell = Shell(json_, quiet)
-    folder = _run(shell, lambda: built_in.fetch(name, shell.note))
+    folder = run(shell, lambda: built_in.fetch(name, shell.note))
     shell.answer({"name": name, "folder": str(folder)}, lambda: print(folder))
 
 
 @data_app.command("check")
 def data_check(json_: Json = False, quiet: Quiet = False) -> None:
-    """Validates the shipped collection."""
+    """Validates the shipped collection: counts, near-duplicates, splits, how well its sides are matched."""
     from ssah_lens.chat.check import check_collection
 
-    counts = check_collection()
-    Shell(json_, quiet).answer(
-        {"files": counts},
-        lambda: print_table(
+    shell = Shell(json_, quiet)
+    found = check_collection()
+    for problem in found.problems:
+        shell.note(problem)
+    if found.problems:
+        raise Fault(f"the shipped collection has {len(found.problems)} problems, the first: {found.problems[0]}")
+
+    def table() -> None:
+        listed = lambda counts: ", ".join(f"{k} {v}" for k, v in counts.items())
+        print_table(
             "Shipped collection: no problems",
-            ["file", "rows", "by split"],
-            [[n, str(c["rows"]), ", ".join(f"{k} {v}" for k, v in c["splits"].items())] for n, c in counts.items()],
-        ),
-    )
+            ["file", "rows", "by split", "by kind"],
+            [[n, str(c.rows), listed(c.splits), listed(c.groups)] for n, c in found.files.items()],
+        )
+        print(f"all files loaded in {found.load_seconds:.3f} s")
+        m, no_model = found.matching, "no tokenizer here; ssah-lens fetch smollm2-135m"
+        rows = [
+            ["phrasings", listed(found.files["refusal_pairs"].phrasings)],
+            ["words a prompt, harmful and harmless", f"{m.words[0]:.1f}, {m.words[1]:.1f}"],
+            ["AUROC of the number of words", estimate(m.length_auroc)],
+            ["AUROC of word counts, train to test", f"{estimate(m.leak.matched)}, n={m.leak.matched.n} prompts"],
+            ["  harmful side scores above its own twin", f"{estimate(m.leak.twins)}, n={m.leak.twins.n} pairs"],
+            [
+                "  harmful against ordinary instructions",
+                f"{estimate(m.leak.unmatched)}, n={m.leak.unmatched.n} prompts",
+            ],
+            [
+                "  words that lean (harmful:harmless)",
+                listed({w.word: f"{w.harmful}:{w.harmless}" for w in m.leak.words}),
+            ],
+            ["most frequent opening", f"'{m.template}', {m.template_share:.1%} of the pairs"],
+            [
+                "token-aligned pairs",
+                f"{listed(m.aligned)}, all of these {m.aligned_everywhere}" if m.aligned else no_model,
+            ],
+        ]
+        print_table("Pairs: how well the sides are matched", ["", ""], rows)
+
+    shell.answer(found, table)
 
 
 # ---- the study
@@ -183,7 +175,7 @@ def study(
 
         return run_study(resolved, out, chosen, shell.note)
 
-    results = _run(shell, work)
+    results = run(shell, work)
     report_file = out / "report.html"
 
     def table() -> None:
@@ -213,7 +205,7 @@ def report(
 
     shell = Shell(json_, quiet)
     config = RunFolder.existing(directory).config
-    _run(shell, lambda: run_study(config, directory, ["report"], shell.note))
+    run(shell, lambda: run_study(config, directory, ["report"], shell.note))
     file = directory / "report.html"
     shell.answer({"report": str(file)}, lambda: print(f"report: {file}"))
 
@@ -224,7 +216,7 @@ def report(
 @app.command()
 def refusal(
     model: Model,
-    harmful: Annotated[Path, typer.Option("--harmful", help="prompt file")],
+    harmful: Annotated[Path, typer.Option("--harmful", help=PROMPTS)],
     harmless: OptionalFile = None,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
@@ -243,8 +235,8 @@ def refusal(
     shell = Shell(json_, quiet)
     commands.check_judge(judge)
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
-    result = _run(
-        shell, lambda: commands.run_refusal(_loader(shell, device, dtype)(model), *files, judge, max_new_tokens)
+    result = run(
+        shell, lambda: commands.run_refusal(loader(shell, device, dtype)(model), *files, judge, max_new_tokens)
     )
 
     def table() -> None:
@@ -287,11 +279,11 @@ def align(
     only = (train_only, parse_roles(roles)) if train_only else None
     files = [commands.read_limited(f, None) for f in (harmful, harmless)]
     config = AlignConfig(steps=steps) if steps else AlignConfig()
-    load = _loader(shell, device, dtype)
+    load = loader(shell, device, dtype)
     shell.note(
         f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
     )
-    result = _run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed, shell.note))
+    result = run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed, shell.note))
     shell.answer(result, lambda: print_training(result))
 
 
@@ -299,7 +291,7 @@ def align(
 def units(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="units file, .parquet")],
-    score: Annotated[str, typer.Option("--score", help="mask, wifv")] = "mask",
+    score: Annotated[str, typer.Option("--score", help=SCORES)] = "mask",
     unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="counterpart that fulfils")] = None,
     safety: OptionalFile = None,
     utility: OptionalFile = None,
@@ -320,11 +312,12 @@ def units(
 
     shell = Shell(json_, quiet)
     known_score(score)
-    span = _layers(layers)
+    span = layer_span(layers)
     files = [commands.read_limited(f, None) for f in (safety, utility)]
     config = UnitsConfig(score=score, calibration=limit or UnitsConfig().calibration)
-    load = _loader(shell, device, dtype)
-    shell.note("scores, then sizes by ablation: about 4 minutes on two CPU cores for smollm2-135m")
+    load = loader(shell, device, dtype)
+    minutes = "50 minutes (one that was killed resumes)" if score == "exact" else "4 minutes"
+    shell.note(f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m")
 
     def work():
         aligned = load(model)
@@ -332,7 +325,7 @@ def units(
             raise BadInput(f"--layers {layers}: the model has layers 0-{aligned.grid.n_layers - 1}")
         return commands.run_units(aligned, load(unaligned) if unaligned else None, out, *files, config, span, seed)
 
-    result = _run(shell, work)
+    result = run(shell, work)
     shell.answer(
         result,
         lambda: print_table(
@@ -347,8 +340,8 @@ def units(
 def ablate(
     model: Model,
     units: Annotated[Path, typer.Option("--units", help="units file")],
-    harmful: Annotated[Path, typer.Option("--harmful", help="prompt file")],
-    harmless: Annotated[Path, typer.Option("--harmless", help="prompt file")],
+    harmful: Annotated[Path, typer.Option("--harmful", help=PROMPTS)],
+    harmless: Annotated[Path, typer.Option("--harmless", help=PROMPTS)],
     roles: Roles = "SCU",
     mode: Annotated[str, typer.Option("--mode", help="mean, zero")] = "mean",
     controls: Annotated[int, typer.Option("--controls", min=1, help="matched random sets to generate with")] = 3,
@@ -374,8 +367,8 @@ def ablate(
         raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     config = AblateConfig(controls=controls)
-    load = _loader(shell, device, dtype)
-    result = _run(
+    load = loader(shell, device, dtype)
+    result = run(
         shell,
         lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed, shell.note),
     )
@@ -426,9 +419,9 @@ def direction(
     config = study_config(profile=profile).direction
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     commands.check_writable_folder(out)
-    load = _loader(shell, device, dtype)
+    load = loader(shell, device, dtype)
     shell.note("the quick profile takes about 3 minutes on two CPU cores for smollm2-135m")
-    result = _run(
+    result = run(
         shell,
         lambda: commands.run_direction(
             load(model), load(unaligned) if unaligned else None, out, *files, config, seed, shell.note
@@ -478,10 +471,26 @@ def finetune(
     train_only: Annotated[
         Optional[Path], typer.Option("--train-only", help="units file: only these roles' parameters change")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="full")] = "full",
+    method: Annotated[
+        str,
+        typer.Option("--method", help="full, lora, prefix, llama-adapter, safety-layers, first-token, mix-refusals"),
+    ] = "full",
+    layers: Annotated[
+        Optional[str], typer.Option("--layers", help="A-B: the safety layers; early middle when not given")
+    ] = None,
+    mix: Annotated[float, typer.Option("--mix", help="refusals that mix-refusals adds, per row of data")] = 0.1,
     epochs: Annotated[float, typer.Option("--epochs", min=0.01)] = 1.0,
-    lr: Annotated[float, typer.Option("--lr")] = 5e-5,
+    lr: Annotated[Optional[float], typer.Option("--lr", help="peak learning rate; the method's own by default")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 8,
+    policy: Annotated[
+        str, typer.Option("--policy", help="blocks: embeddings, norms, unembedding are held; all: they are trained")
+    ] = "blocks",
+    curve_every: Annotated[
+        int, typer.Option("--curve-every", min=0, help="measure refusal and loss every so many steps; 0 for never")
+    ] = 0,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option("--checkpoint", help="folder: an interrupted run resumes from there")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -489,24 +498,33 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tunes on your data, safety units frozen if asked, and says what became of safety."""
-    from ssah_lens.study import commands
+    from ssah_lens.study import commands, finetune
+    from ssah_lens.train.methods import check_method
+    from ssah_lens.train.trainable import check_policy
     from ssah_lens.units import parse_roles
 
     shell = Shell(json_, quiet)
-    if method != "full":
-        raise BadInput(f"no method '{method}': allowed is full (with --freeze or --train-only)")
-    if not 0 < lr < 1:
+    check_method(method)
+    check_policy(policy)
+    if lr is not None and not 0 < lr < 1:
         raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")
     prompts = commands.read_limited(data, None, need_answers=True)
-    frozen = (freeze, parse_roles(roles or "SCU"), top_cu) if freeze else None
-    only = (train_only, parse_roles(roles or "RU")) if train_only else None
-    load = _loader(shell, device, dtype)
-    result = _run(
-        shell,
-        lambda: commands.run_finetune(
-            lambda: load(model), prompts, out, frozen, only, epochs, lr, batch_size, seed, shell.note
-        ),
+    options = finetune.FinetuneOptions(
+        method=method,
+        freeze=(freeze, parse_roles(roles or "SCU"), top_cu) if freeze else None,
+        only=(train_only, parse_roles(roles or "RU")) if train_only else None,
+        layers=layer_span(layers),
+        mix=mix,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        policy=policy,
+        curve_every=curve_every,
+        checkpoints=checkpoint,
+        seed=seed,
     )
+    load = loader(shell, device, dtype)
+    result = run(shell, lambda: finetune.run_finetune(lambda: load(model), prompts, out, options, shell.note))
     fell = result.before.harmful.refused.value - result.after.harmful.refused.value
     if fell > 0.05:
         shell.note(
@@ -515,20 +533,81 @@ def finetune(
     shell.answer(result, lambda: print_training(result))
 
 
-# ---- options
+@app.command()
+def transfer(
+    before: Annotated[Path, typer.Argument(metavar="UNITS_BEFORE", help="units file before fine-tuning")],
+    after: Annotated[Path, typer.Argument(metavar="UNITS_AFTER", help="units file of the tuned model, same score")],
+    null: Annotated[
+        Optional[Path], typer.Option("--null", help="units file of the first model on another calibration sample")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which roles units had before fine-tuning and have after it, both cut at the sizes before."""
+    from ssah_lens.study.transfer import transfer as find
+    from ssah_lens.units import UnitTable
+
+    shell = Shell(json_, quiet)
+    result = find(*(UnitTable.load(f) for f in (before, after)), UnitTable.load(null) if null else None)
+
+    def table() -> None:
+        roles = list(result.matrix)
+        print_table(
+            f"shares of all {result.n_units} units by {result.score}, roles cut at the sizes before",
+            ["before", *(f"-> {r}" for r in roles), "held", "by chance", *(["held, null"] if result.null else [])],
+            [
+                [
+                    b,
+                    *(f"{result.matrix[b][a]:.2%}" for a in roles),
+                    estimate(result.held[b]) if b in result.held else "",
+                    f"{result.chance[b]:.2f}" if b in result.chance else "",
+                    *([estimate(result.null.held[b]) if b in result.null.held else ""] if result.null else []),
+                ]
+                for b in roles
+            ],
+        )
+
+    shell.answer(result, table)
 
 
-def _layers(text: str | None) -> range | None:
-    if text is None:
-        return None
-    first, _, last = text.partition("-")
-    try:
-        span = range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise BadInput(f"--layers '{text}' is not A-B, for example 10-20") from None
-    if not len(span) or span.start < 0:
-        raise BadInput(f"--layers '{text}' is empty; give A-B with A at most B")
-    return span
+@app.command()
+def patch(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="folder for patching.json, patching.png and patching.html")],
+    clean: Annotated[Optional[str], typer.Option("--clean", help="prompt whose metric is effect 1 (harmful)")] = None,
+    corrupted: Annotated[Optional[str], typer.Option("--corrupted", help="its twin, effect 0 (harmless)")] = None,
+    pairs: Annotated[
+        Optional[Path], typer.Option("--pairs", help=".jsonl or .csv: clean, corrupted (or harmful, harmless)")
+    ] = None,
+    site: Annotated[str, typer.Option("--site", help="resid, attn, mlp, head, neuron")] = "resid",
+    layers: Annotated[Optional[str], typer.Option("--layers", help="A-B: only these layers")] = None,
+    noising: Annotated[bool, typer.Option("--noising", help="corrupted into clean, instead of clean into it")] = False,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="at most this many pairs of the file")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which activation, moved between two matched prompts, moves the choice to refuse?"""
+    from ssah_lens.study.patch import given_pairs, run_patch
+
+    shell = Shell(json_, quiet)
+    sides = given_pairs(clean, corrupted, pairs, limit, seed)
+    span = layer_span(layers)
+    load = loader(shell, device, dtype)
+    result = run(shell, lambda: run_patch(lambda: load(model), *sides, out, site, noising, span, seed, shell.note))
+
+    def table() -> None:
+        print_table(
+            f"Patching {site}, {result.n} pair(s): {result.metric}",
+            ["", "metric"],
+            [["clean (effect 1)", estimate(result.clean)], ["corrupted (effect 0)", estimate(result.corrupted)]],
+        )
+        print_table("Strongest", [*result.axes, "effect"], strongest_cells(result))
+        print(f"pictures: {out / 'patching.png'}, {out / 'patching.html'}")
+
+    shell.answer(result, table)
 
 
 # ---- entry

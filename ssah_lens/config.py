@@ -80,6 +80,8 @@ class UnitsConfig(_Section):
     calibration: int = Field(36, ge=8, description="harmful and as many harmless train prompts")
     validation: int = Field(24, ge=8, description="harmful and as many harmless validation prompts")
     steps: int = Field(18, ge=1, description="optimizer steps of a score that learns")
+    exact_units: int | None = Field(None, ge=8, description="units that the exact score measures; all when not given")
+    exact_prompts: int = Field(16, ge=1, description="prompts of each side that it measures them on")
 
 
 class AblateConfig(_Section):

@@ -82,6 +82,7 @@ class Training:
         frozen_parameters: how many parameters were held.
         frozen_share: the same as a share of block parameters.
         unchanged: True after a bitwise comparison of all frozen parameters; None when none were frozen.
+        sha256: of their bits, before and after; '' when none were frozen.
     """
 
     losses: tuple[float, ...]
@@ -90,6 +91,7 @@ class Training:
     frozen_parameters: int = 0
     frozen_share: float = 0.0
     unchanged: bool | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -616,6 +618,200 @@ class DirectionResult:
         return next((r for r in self.readouts if r.target == target), None)
 
 
+# ---- patching
+
+
+@dataclass(frozen=True)
+class PatchMap:
+    """How far each patched activation moves the choice: 0 = the corrupted prompt's metric, 1 = the clean one's.
+
+    Attributes:
+        model: its name.
+        site: 'resid', 'attn', 'mlp', 'head' or 'neuron'.
+        noising: False: clean activations put into the corrupted run; True: corrupted ones into the clean run.
+        metric: what is read at the decision position; `refusing` and `fulfilling` are the tokens that it compares.
+        estimand: what was replaced, and where.
+        axes: ('layer', 'pos'), ('layer', 'unit') or ('layer', 'unit', 'pos').
+        labels: one text per index of each axis; a position is its token where all prompts share it (both tokens of a
+            single pair where it differs), else its place from the end.
+        values: effect as nested lists over the axes; None where no pair has such a position.
+        low, high: 95% bootstrap interval over pairs, shaped like `values`; None for fewer than two pairs.
+        clean, corrupted: the metric of the two unpatched runs.
+        n: pairs.
+        cells, cells_run: how many there are, and how many had to be run (the others cannot differ).
+    """
+
+    model: str
+    site: str
+    noising: bool
+    metric: str
+    refusing: tuple[str, ...]
+    fulfilling: tuple[str, ...]
+    estimand: str
+    axes: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
+    values: list
+    low: list | None
+    high: list | None
+    clean: Estimate
+    corrupted: Estimate
+    n: int
+    cells: int
+    cells_run: int
+
+
+# ---- what a unit responds to
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A unit's activation on a stretch of text: one value per token; `peak` is the strongest token."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    peak: int
+
+
+@dataclass(frozen=True)
+class UnitContext:
+    """Where one unit is most active, and what it writes.
+
+    Attributes:
+        kind, layer, index: which unit ('mlp' or 'head').
+        direct: what one unit of its mean activation adds to the refusing minus the fulfilling logits, straight through
+            the unembedding; None where that is not defined.
+        examples: name of a prompt set -> the strongest stretches, strongest first. For a head, the norm of its output.
+        neighbours: (kind, layer, index, cosine) of the units that write most alike.
+    """
+
+    kind: str
+    layer: int
+    index: int
+    direct: float | None
+    examples: dict[str, tuple[Snippet, ...]]
+    neighbours: tuple[tuple[str, int, int, float], ...] = ()
+
+
+# ---- which score is best
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a score ranks units of one kind beside their exact effect.
+
+    Attributes:
+        spearman: rank correlation; None when one of the two is the same for all units.
+        overlap: share of the top 1% by exact effect that are in the score's top 1% (chance: 1%); 0 without an order.
+        n: units compared.
+    """
+
+    spearman: float | None
+    overlap: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A score's top units, by I_S - I_U within their kind, mean-ablated on validation prompts.
+
+    Attributes:
+        share: of each kind's units.
+        parameters: share of block parameters that they own.
+        behaviour: what the damaged model does.
+    """
+
+    share: float
+    parameters: float
+    behaviour: Behaviour
+
+
+@dataclass(frozen=True)
+class ComparedScore:
+    """One line of the comparison.
+
+    Attributes:
+        name: of the score; 'random' ranks units at random.
+        seconds: the score alone; calibration data and their moments are shared by all.
+        passes: forward passes over the whole calibration data that its forward work amounts to.
+        safety, utility: kind -> agreement of I_S and of I_U with the exact ones.
+        doses: in rising order.
+        refusal_lost: largest fall of the refusal rate while the loss on own answers rises by the budget at most.
+        score_lost: the same for the mean refusal score, in nats.
+    """
+
+    name: str
+    seconds: float
+    passes: float
+    safety: dict[str, Match]
+    utility: dict[str, Match]
+    doses: tuple[Dose, ...]
+    refusal_lost: float
+    score_lost: float
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """Every score beside the exact effect, and at equal utility lost.
+
+    Attributes:
+        model: its name.
+        baseline: the undamaged model on the same validation prompts.
+        budget: utility that may be lost, nats per token on own answers to harmless prompts.
+        estimand: what the exact effect is the effect of.
+        exact_prompts: prompts of each side that it was measured on.
+        exact_seconds: time that it took.
+        scores: one line each.
+    """
+
+    model: str
+    baseline: Behaviour
+    budget: float
+    estimand: str
+    exact_prompts: int
+    exact_seconds: float
+    scores: tuple[ComparedScore, ...]
+
+    @property
+    def best(self) -> str:
+        """The score that takes most refusal at equal utility lost; the refusal score breaks ties."""
+        return max(self.scores, key=lambda s: (s.refusal_lost, s.score_lost)).name
+
+
+# ---- fine-tuning and transfer
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A look at the model while it was fine-tuned.
+
+    Attributes:
+        step: steps done.
+        refused: share of the curve's harmful validation prompts that were refused.
+        validation_loss: on held-out rows, nats per token; None without any.
+    """
+
+    step: int
+    refused: float
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class RoleMoves:
+    """Where the units of each role went, at fixed sizes.
+
+    Attributes:
+        matrix: role before -> role after -> share of all units.
+        counts: the same as numbers of units.
+        held: share of a role's units that kept the role; a role without units is left out.
+        chance: what random roles of the same sizes would hold.
+    """
+
+    matrix: dict[str, dict[str, float]]
+    counts: dict[str, dict[str, int]]
+    held: dict[str, Estimate]
+    chance: dict[str, float]
+
+
 # ---- what single commands answer
 
 
@@ -665,22 +861,45 @@ class Checked:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What was held in training; `unchanged` is True only after a bitwise comparison, None when nothing was held."""
+    """What was held in training.
+
+    Attributes:
+        parameters: how many.
+        share: of block parameters.
+        unchanged: True only after a bitwise comparison; None when nothing was held.
+        sha256: of their bits, before and after; '' when nothing was held.
+    """
 
     parameters: int
     share: float
     unchanged: bool | None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """`ssah-lens finetune`."""
+    """`ssah-lens finetune`.
+
+    Attributes:
+        out: folder of the tuned model, or of the adapter.
+        before, after: safety and task.
+        train_loss: nats per response token, one per step.
+        frozen: what was held.
+        method: how it was tuned.
+        lr: peak learning rate.
+        trained_parameters: how many the optimizer moved.
+        curve: refusal and loss during training, when asked for.
+    """
 
     out: str
     before: Checked
     after: Checked
     train_loss: tuple[float, ...]
     frozen: Frozen
+    method: str = "full"
+    lr: float = 0.0
+    trained_parameters: int = 0
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -718,3 +937,18 @@ class DirectionReport:
     interchange: dict[str, dict[str, Estimate]]
     verdicts: dict[str, Verdict]
     direction: DirectionResult
+
+
+@dataclass(frozen=True)
+class TransferReport(RoleMoves):
+    """`ssah-lens transfer`: where the units went from before to after fine-tuning.
+
+    Attributes:
+        score: which score cut the roles.
+        n_units: all units of the model.
+        null: the same from before to the same model scored on another calibration sample; None when not given.
+    """
+
+    score: str
+    n_units: int
+    null: RoleMoves | None

@@ -320,3 +320,8 @@ def parse_roles(text: str) -> list[Role]:
     if bad or not names:
         raise BadInput(f"no role '{', '.join(bad) or text}': allowed are {', '.join(Role)}, separated by commas")
     return [Role(n) for n in names]
+
+
+def unit_name(kind: Kind, layer: int, index: int) -> str:
+    """'L12N345' for a neuron, 'L12H3' for a head."""
+    return f"L{layer}{'N' if kind is Kind.MLP else 'H'}{index}"

@@ -49,6 +49,9 @@ BAD = {
     "unknown option": (["models", "--nope"], "No such option"),
     "missing model": (["refusal", "--harmful", "p.txt"], "model"),
     "missing prompt file": (["refusal", "smollm2-135m", "--harmful", "none.txt"], "no prompt file 'none.txt'"),
+    "misspelt set": (["refusal", "smollm2-135m", "--harmful", "harm:test"], "no prompt file or set 'harm:test'"),
+    "set without its split": (["refusal", "smollm2-135m", "--harmful", "harmful"], "write harmful:train"),
+    "hub id of no form": (["refusal", "smollm2-135m", "--harmful", "hub:alpaca"], "the form is hub:owner/name"),
     "empty prompt file": (["refusal", "smollm2-135m", "--harmful", "empty.txt"], "holds no prompts"),
     "not a prompt file": (["refusal", "smollm2-135m", "--harmful", "picture.png"], "allowed are .txt"),
     "no known column": (["refusal", "smollm2-135m", "--harmful", "columns.csv"], "needs one of prompt"),
@@ -64,7 +67,7 @@ BAD = {
     "unknown key in config": (["study", "--config", "bad.toml", "--out", "run"], "align.stepz"),
     "config that is no TOML": (["study", "--config", "good.txt", "--out", "run"], "not valid TOML"),
     "no run folder": (["report", "nowhere"], "not a run folder"),
-    "unknown score": (["units", "smollm2-135m", "--out", "u.parquet", "--score", "luck"], "allowed are mask"),
+    "unknown score": (["units", "smollm2-135m", "--out", "u.parquet", "--score", "luck"], "allowed are attribution"),
     "layers upside down": (["units", "smollm2-135m", "--out", "u.parquet", "--layers", "9-3"], "A-B"),
     "unknown role": (
         ["ablate", "smollm2-135m", "--units", "u", "--harmful", "good.txt", "--harmless", "good.txt", "--roles", "X"],
@@ -76,12 +79,31 @@ BAD = {
     ),
     "no answers to tune on": (["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t"], "has no answer"),
     "unknown method": (
-        ["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t", "--method", "magic"], "allowed is full",
+        ["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t", "--method", "magic"], "allowed are full",
     ),
+    "nothing to patch": (["patch", "smollm2-135m", "--out", "o"], "give --clean TEXT and --corrupted TEXT"),
+    "half a pair": (["patch", "smollm2-135m", "--out", "o", "--clean", "a"], "needs two prompts"),
+    "pairs without columns": (["patch", "smollm2-135m", "--out", "o", "--pairs", "columns.csv"], "needs clean, corr"),
+    "unknown site": (
+        ["patch", "smollm2-135m", "--out", "o", "--clean", "a", "--corrupted", "b", "--site", "norm"],
+        "allowed are resid, attn, mlp, head, neuron",
+    ),
+    "unknown policy": (
+        ["finetune", "smollm2-135m", "--data", "tune.jsonl", "--out", "t", "--policy", "x"], "allowed are blocks, all",
+    ),
+    "no units file to compare": (["transfer", "none.parquet", "none.parquet"], "not a whole units file"),
     "learning rate of nothing": (
         ["finetune", "smollm2-135m", "--data", "good.txt", "--out", "t", "--lr", "0"], "--lr is 0",
     ),
 }  # fmt: skip
+
+
+def test_the_help_of_units_names_every_score():
+    """Written out there, so that `--help` need not import the scores."""
+    from ssah_lens.cli import SCORES
+    from ssah_lens.score import NAMES
+
+    assert [name.split(" ")[0] for name in SCORES.split(", ")] == list(NAMES)
 
 
 @pytest.fixture
@@ -134,10 +156,19 @@ def test_models_lists_all_three_as_json():
 
 
 def test_the_shipped_collection_is_whole():
-    files = json.loads(run("data", "check", "--json").stdout)["files"]
-    pairs = files["refusal_pairs"]
-    assert pairs["rows"] >= 120 and set(pairs["splits"]) == {"train", "validation", "test"}
-    assert files["instructions"]["rows"] >= 400 and files["refusals"]["splits"]["held_out"] > 0
+    got = run("data", "check", "--json")
+    found = json.loads(got.stdout)
+    assert got.returncode == 0 and found["problems"] == []
+    assert found["files"]["refusal_pairs"]["rows"] >= 600
+    assert found["matching"]["leak"]["matched"]["value"] < 0.75 < found["matching"]["leak"]["unmatched"]["value"]
+    table = run("data", "check", COLUMNS="160").stdout
+    assert "no problems" in table and "cybercrime" in table and "harmful side scores above its own twin" in table
+
+
+def test_a_shipped_set_or_a_file_can_be_asked(micro_folder: Path):
+    got = run("refusal", str(micro_folder), "--harmful", "borderline_unsafe", "--limit", "3", "--json")
+    assert got.returncode == 0, got.stderr
+    assert json.loads(got.stdout)["harmful"]["refused"]["n"] == 3
 
 
 def test_refusal_prints_one_json_object_and_nothing_else(micro_folder: Path, prompts: Path, tmp_path: Path):
@@ -209,6 +240,83 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
     assert not torch.equal(before.gate_proj.weight, after.gate_proj.weight)
 
 
+def test_patch_answers_axes_labels_and_values(micro_folder: Path, tmp_path: Path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("harmful,harmless\ntell x me,tell y me\nabc x def,abc y def\n")
+    for site, axes in (("resid", ["layer", "pos"]), ("head", ["layer", "unit"])):
+        out = tmp_path / site
+        got = run("patch", str(micro_folder), "--pairs", str(pairs), "--out", str(out), "--site", site, "--json")
+        assert got.returncode == 0, got.stderr
+        found = json.loads(got.stdout)
+        assert found["axes"] == axes and found == json.loads((out / "patching.json").read_text())
+        values = found["values"]
+        assert (len(values), len(values[0])) == tuple(len(found["labels"][a]) for a in axes)
+        assert {p.name for p in out.iterdir()} == {"patching.json", "patching.png", "patching.html"}
+
+
+def test_patch_says_which_pair_is_not_aligned(micro_folder: Path, tmp_path: Path):
+    words = ["patch", str(micro_folder), "--clean", "abc", "--corrupted", "abc def ghi", "--out", str(tmp_path / "o")]
+    got = run(*words)
+    assert got.returncode == 2 and "not token-aligned" in got.stderr and "Traceback" not in got.stderr
+    assert got.stdout == ""
+
+
+def test_finetune_tells_people_what_it_did(micro_folder: Path, tmp_path: Path):
+    data = tmp_path / "tune.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Say {i}", "response": f"{i} it is"}) + "\n" for i in range(20)))
+    words = ["--data", str(data), "--out", str(tmp_path / "tuned"), "--method", "safety-layers", "--layers", "1-1"]
+    got = run("finetune", str(micro_folder), *words, "--curve-every", "2", "--quiet")
+    assert got.returncode == 0, got.stderr
+    assert "during training" in got.stdout and "method: safety-layers, learning rate 5e-05" in got.stdout
+    assert "bit-identical afterwards (sha256" in got.stdout
+
+
+def test_a_disk_that_fills_is_one_line_and_exit_2(micro_folder: Path, tmp_path: Path):
+    """A limit on file size stands for a full disk: the weights do not fit."""
+    import resource
+
+    data = tmp_path / "tune.jsonl"
+    data.write_text('{"prompt": "Say it", "response": "It is said"}\n')
+    words = ["finetune", str(micro_folder), "--data", str(data), "--out", str(tmp_path / "out" / "tuned"), "--json"]
+    got = subprocess.run(
+        [sys.executable, "-m", "ssah_lens", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert got.returncode == 2 and "Traceback" not in got.stderr and got.stdout == "", got.stderr
+    assert "cannot save the model" in got.stderr and "File too large" in got.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_transfer_prints_shares_of_all_units(micro, tmp_path: Path):
+    import numpy as np
+
+    from ssah_lens.score.base import Scores
+    from ssah_lens.score.roles import Sizes, assign
+    from ssah_lens.units import Kind, UnitTable
+
+    rng = np.random.default_rng(0)
+    files = []
+    for name in ("before", "after", "null"):
+        values = [{k: rng.normal(size=(2, micro.grid.width(k))) for k in Kind} for _ in range(2)]
+        roles = assign(micro.grid, Scores(*values, signed=True), Sizes(0.2, 0.3, 0.1))
+        table = UnitTable(micro.grid, *values, roles, {"score": "mask", "model": name, "signed": True, "layers": None})
+        table.save(tmp_path / f"{name}.parquet")
+        files.append(str(tmp_path / f"{name}.parquet"))
+    got = run("transfer", files[0], files[1], "--null", files[2], "--json")
+    assert got.returncode == 0, got.stderr
+    found = json.loads(got.stdout)
+    assert set(found["matrix"]) == {"SCU", "UCU", "CU", "RU"} == set(found["matrix"]["SCU"])
+    assert sum(v for row in found["matrix"].values() for v in row.values()) == pytest.approx(1)
+    assert set(found["held"]["SCU"]) == {"value", "low", "high", "n"} and found["null"]["matrix"]
+    table = run("transfer", *files[:2])
+    assert table.returncode == 0 and "by chance" in table.stdout and "Traceback" not in table.stderr
+
+
 def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):
     words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2000"]
     job = subprocess.Popen(
@@ -220,7 +328,7 @@ def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     assert "loading" in job.stderr.readline()
-    time.sleep(1)
+    time.sleep(0.1)  # a micro model is loaded, and may have answered, within a second
     job.send_signal(signal.SIGINT)
     output, errors = job.communicate(timeout=120)
     assert job.returncode == 130, errors

@@ -36,6 +36,12 @@ class Row:
     ids: list[int]
     positions: list[int]
 
+    @property
+    def prompt(self) -> Row:
+        """The row up to its decision position: without the response."""
+        end = _decision(self) + 1
+        return Row(self.ids[:end], self.positions[:end])
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -153,12 +153,16 @@ class ChatModel:
         return ids + [self.turn_end] if ended else ids
 
     def rows(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[int]] | None = None, system: str | None = None
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[Sequence[int]] | None = None,
+        system: str | Sequence[str | None] | None = None,
     ) -> list[Row]:
-        """Chat-templated prompts, each followed by its response's token ids when given."""
+        """Chat-templated prompts, each followed by its response's token ids when given; one system prompt or many."""
+        systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
         out = []
         for i, prompt in enumerate(prompts):
-            ids, positions = self.prompt_tokens(prompt, system)
+            ids, positions = self.prompt_tokens(prompt, systems[i])
             answer = list(responses[i]) if responses is not None else []
             out.append(Row(ids + answer, positions + [int(Position.RESPONSE)] * len(answer)))
         return out
@@ -232,7 +236,8 @@ class ChatModel:
 
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "batch keep vocab"]:
         """Logits of the last `keep` positions only: the unembedding of a small model costs as much as its blocks."""
-        return self._forward(self.bridge.original_model, batch, logits_to_keep=keep).logits
+        model = self.bridge.original_model
+        return self._forward(model, model, batch, logits_to_keep=keep).logits
 
     def response_logits(self, batch: Batch, plain: bool = False) -> Float[Tensor, "token vocab"]:
         """Logits that predict each response token, in the order of `batch.response`; no others are computed.
@@ -242,11 +247,11 @@ class ChatModel:
             plain: run the plain model (for training) instead of the bridged one (for hooks).
         """
         model = self.plain if plain else self.bridge.original_model
-        hidden = self._forward(model.get_decoder(), batch).last_hidden_state
+        hidden = self._forward(model, model.get_decoder(), batch).last_hidden_state
         return unembed(model, hidden[:, :-1][batch.response[:, 1:]])
 
-    def _forward(self, module: torch.nn.Module, batch: Batch, **options):
-        cache, mask = self._run_prefix(batch)
+    def _forward(self, model: torch.nn.Module, module: torch.nn.Module, batch: Batch, **options):
+        cache, mask = self._run_prefix(model, batch)
         with self.reading(batch):
             return module(
                 input_ids=batch.ids,
@@ -257,8 +262,13 @@ class ChatModel:
                 **options,
             )
 
-    def _run_prefix(self, batch: Batch) -> tuple[DynamicCache | None, Int[Tensor, "batch whole"]]:
-        """Keys and values of the shared prefix, one copy per row, and the mask of prefix and rows together."""
+    def _run_prefix(
+        self, model: torch.nn.Module, batch: Batch
+    ) -> tuple[DynamicCache | None, Int[Tensor, "batch whole"]]:
+        """Keys and values of the shared prefix, one copy per row, and the mask of prefix and rows together.
+
+        Gradients flow through them: training with a shared prefix is training with whole rows.
+        """
         if batch.prefix is None:
             return None, batch.mask
         from transformers import DynamicCache
@@ -266,9 +276,7 @@ class ChatModel:
         one = self.pad([batch.prefix])
         cache = DynamicCache(config=self.plain.config)
         with self.reading(one):
-            self.bridge.original_model(
-                input_ids=one.ids, attention_mask=one.mask, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            model.get_decoder()(input_ids=one.ids, attention_mask=one.mask, past_key_values=cache, use_cache=True)
         n = batch.ids.shape[0]
         cache.batch_repeat_interleave(n)
         return cache, torch.cat([one.mask.expand(n, -1), batch.mask], 1)
@@ -279,7 +287,7 @@ class ChatModel:
         prompts: Sequence[str],
         max_new_tokens: int = 24,
         batch_tokens: int = BATCH_TOKENS,
-        system: str | None = None,
+        system: str | Sequence[str | None] | None = None,
         what: str = "generating",
         sample_seed: int | None = None,
         prefix: Sequence[int] = (),
@@ -291,7 +299,7 @@ class ChatModel:
             prompts: user turns.
             max_new_tokens: longest response.
             batch_tokens: padded prompt tokens per batch.
-            system: system prompt; None leaves the template's own default.
+            system: system prompt, or one per prompt; None leaves the template's own default.
             what: label of the progress bar.
             sample_seed: None for greedy decoding; a seed samples from the model's own distribution (temperature 1).
             prefix: token ids that every response is made to begin with; they are part of what is returned.
@@ -313,7 +321,7 @@ class ChatModel:
         rows = self.rows(prompts, [prefix] * len(prompts), system)
         overhead = FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens
         for chosen, batch in progress(list(self.batches(rows, batch_tokens, overhead=overhead)), what):
-            cache, mask = self._run_prefix(batch)
+            cache, mask = self._run_prefix(self.bridge.original_model, batch)
             shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
             with self.reading(batch), _seeded(sample_seed):
                 tokens = self.bridge.original_model.generate(

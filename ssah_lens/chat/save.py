@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,12 +35,25 @@ def save_model(model: ChatModel, folder: Path) -> Path:
     Raises:
         BadInput: the folder cannot be written (full disk, no permission).
     """
+
+    def write(partial: Path) -> None:
+        model.plain.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+
+    return save_into(folder, write)
+
+
+def save_into(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a folder under a temporary name, and renames it when it is whole.
+
+    Raises:
+        BadInput: the folder cannot be written (full disk, no permission).
+    """
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        model.plain.save_pretrained(partial)
-        model.tokenizer.save_pretrained(partial)
+        write(partial)
         partial.chmod(0o755)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

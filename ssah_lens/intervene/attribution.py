@@ -3,29 +3,34 @@
 effect of unit u = sum over positions of (fill - a) * dM/da (Nanda 2023; AtP*, Kramar et al. 2024, arXiv 2403.00745).
 With integrated gradients (Sundararajan et al. 2017) the gradient is averaged over `steps` points between a and the
 fill, one layer and kind at a time, so that the effects of a layer's units add up to the effect of replacing them all.
+Its points are run from stored states (`replay.py`): no block below the layer and no earlier position is run again.
 It misses saturation and self-repair: compare with the exact sweep (`agreement`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.replay import Replay
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Fill, replacement
 from ssah_lens.progress import progress
 from ssah_lens.units import Kind
 
 PerUnit = dict[Kind, Float[np.ndarray, "layer unit prompt"]]
+BATCH_TOKENS = 2048
+"""Positions that go forward and backward together: with all activations kept, a gigabyte for a model of 135M."""
 
 
 def attribution(
@@ -45,32 +50,69 @@ def attribution(
         metric: what to read.
         fill: what would replace an activation.
         last: positions that count, from the end; None for all.
-        steps: 0 for the plain gradient; m >= 1 for integrated gradients at m midpoints (m passes per layer and kind).
+        steps: 0 for the plain gradient; m >= 1 for integrated gradients at m midpoints (m passes per layer and kind,
+            of the blocks above and the positions that count).
+        what: label of the progress bar.
     """
     if steps < 0:
         raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
     places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
-    for chosen, batch in progress(list(model.batches(rows, batch_tokens=2048, share_prefix=False)), what):
+    for chosen, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)), what):
+        prompts = torch.tensor(chosen, device=model.device)
         source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
         n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
         if steps == 0:
-            acts, grads = _gradients(model, batch, metric, places)
+            read = lambda batch=batch, which=prompts: metric.of(_decision_logits(model, batch), which).sum()
+            acts, grads = _gradients(model, places, read)
             for (kind, layer), a in acts.items():
                 put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
                 product = (put - a[:, -n_pos:]) * grads[kind, layer][:, -n_pos:]
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
             continue
-        for kind, layer in places:
+        replay = Replay.record(model, batch)
+        for kind, layer in progress(places, f"{what}, by layer"):
             put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-            total, difference = None, None
-            for m in range(steps):
-                acts, grads = _gradients(model, batch, metric, [(kind, layer)], (put, (m + 0.5) / steps))
-                difference = put - acts[kind, layer][:, -n_pos:]
-                grad = grads[kind, layer][:, -n_pos:]
-                total = grad if total is None else total + grad
-            out[kind][layer][:, chosen] = _per_unit(model, kind, difference * total / steps, batch, n_pos)
+            product = _integrated(replay, metric, prompts, kind, layer, put, steps)
+            out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
+
+
+def _integrated(
+    replay: Replay,
+    metric: Metric,
+    prompts: Int[Tensor, " batch"],
+    kind: Kind,
+    layer: int,
+    put: Float[Tensor, "batch pos channel"],
+    steps: int,
+) -> Float[Tensor, "batch pos channel"]:
+    """(fill - a) times the gradient's mean over the midpoints of the way from a to the fill."""
+    model, n_pos = replay.model, put.shape[1]
+    shares = (torch.arange(steps, device=put.device) + 0.5) / steps
+    total, difference = torch.zeros_like(put), torch.zeros_like(put)
+    for part in shares.split(max(1, BATCH_TOKENS // (replay.n_rows * n_pos))):
+        leaves: list[Tensor] = []
+
+        def move(module, args, part=part, leaves=leaves):
+            nonlocal difference
+            x = args[0].detach().view(replay.n_rows, len(part), n_pos, -1)
+            difference = put.to(x.dtype) - x[:, 0]
+            leaves.append(torch.lerp(x, put[:, None].to(x.dtype), part[None, :, None, None].to(x.dtype)))
+            leaves[0].requires_grad_()
+            return (leaves[0].view_as(args[0]), *args[1:])
+
+        hidden = replay.resid[layer][:, None, -n_pos:].expand(-1, len(part), -1, -1)
+        handle = Site.of(kind).owner(model.anatomy.blocks[layer]).register_forward_pre_hook(move)
+        try:
+            with torch.enable_grad(), gradients_of(model):
+                final = replay.run(layer, hidden)[:, :, -1]
+                logits = replay.logits_of(final).flatten(0, 1)
+                metric.of(logits, prompts.repeat_interleave(len(part))).sum().backward()
+        finally:
+            handle.remove()
+        total += leaves[0].grad.sum(1)
+    return difference * total / steps
 
 
 def _per_unit(model: ChatModel, kind: Kind, product: Tensor, batch: Batch, n_pos: int) -> np.ndarray:
@@ -80,28 +122,54 @@ def _per_unit(model: ChatModel, kind: Kind, product: Tensor, batch: Batch, n_pos
     return summed.T.cpu().numpy()
 
 
+def curvature(
+    model: ChatModel, rows: Sequence[Row], fill: Fill, samples: int = 2, seed: int = 0, what: str = "curvature"
+) -> dict[Kind, Float[np.ndarray, "layer unit"]]:
+    """Estimated KL from the undamaged model, in nats per response token, when each unit is replaced everywhere.
+
+    The KL has no slope at the undamaged model. Its curvature is the Fisher information, so to second order it is half
+    the mean square of the first-order change of log p(t), t drawn from the model's own distribution (Theis et al. 2018,
+    arXiv 1801.05787). Tokens are drawn at all response positions at once: drawn independently, their cross terms
+    vanish in the mean.
+
+    Args:
+        model: the model.
+        rows: prompts with responses.
+        fill: what would replace an activation.
+        samples: draws per response token; each is a forward and a backward pass.
+        seed: of the draws.
+        what: label of the progress bar.
+    """
+    if samples < 1:
+        raise BadInput(f"samples is {samples}: allowed are 1 and more")
+    out = {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
+    places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
+    generator = torch.Generator(model.device).manual_seed(seed)
+    tokens = 0
+    for _, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)) * samples, what):
+
+        def drawn(batch=batch) -> Tensor:
+            log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
+            return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
+
+        acts, grads = _gradients(model, places, drawn)
+        for (kind, layer), a in acts.items():
+            put = replacement(model, fill, batch, None, Site.of(kind), layer, a.shape[1])
+            change = _per_unit(model, kind, (put - a) * grads[kind, layer], batch, a.shape[1])
+            out[kind][layer] += np.square(change).sum(1)
+        tokens += int(batch.response.sum())
+    return {k: v / (2 * max(tokens, 1)) for k, v in out.items()}
+
+
 def _gradients(
-    model: ChatModel,
-    batch: Batch,
-    metric: Metric,
-    places: Sequence[tuple[Kind, int]],
-    towards: tuple[Tensor, float] | None = None,
+    model: ChatModel, places: Sequence[tuple[Kind, int]], objective: Callable[[], Tensor]
 ) -> tuple[dict[tuple[Kind, int], Tensor], dict[tuple[Kind, int], Tensor]]:
-    """Activations of units and the gradient of each row's metric; `towards` moves them a part of the way to a fill."""
-    acts: dict[tuple[Kind, int], Tensor] = {}
+    """Activations of units in one run of the plain model, and the gradient of what the run gives."""
     leaves: dict[tuple[Kind, int], Tensor] = {}
 
     def hook(place: tuple[Kind, int]):
         def read(module, args):
-            x = args[0]
-            acts[place] = x.detach()
-            if towards is not None:
-                put, share = towards
-                n = put.shape[1]
-                end = torch.lerp(x[:, -n:], put.to(x.dtype), share)
-                x = torch.cat([x[:, :-n], end], 1)
-            if not x.requires_grad:
-                x = x.detach().requires_grad_()
+            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
             x.retain_grad()
             leaves[place] = x
             return (x, *args[1:])
@@ -110,25 +178,24 @@ def _gradients(
 
     owner = lambda kind, layer: Site.of(kind).owner(model.anatomy.blocks[layer])
     handles = [owner(*p).register_forward_pre_hook(hook(p)) for p in places]
-    kept = [(p, p.requires_grad) for p in model.plain.parameters()]
-    for p, _ in kept:
-        p.requires_grad_(False)
     try:
-        with torch.enable_grad():
-            logits = model.plain(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            metric.of(logits).sum().backward()
+        with torch.enable_grad(), gradients_of(model):
+            objective().backward()
     finally:
         for handle in handles:
             handle.remove()
-        for p, flag in kept:
-            p.requires_grad_(flag)
-    return acts, {place: x.grad for place, x in leaves.items()}
+    return {p: x.detach() for p, x in leaves.items()}, {p: x.grad for p, x in leaves.items()}
+
+
+def _decision_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "batch vocab"]:
+    """Of the plain model, at the last position of whole rows."""
+    return model.plain(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+        logits_to_keep=1,
+    ).logits[:, -1]
 
 
 @dataclass(frozen=True)

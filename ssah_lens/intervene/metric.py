@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.errors import BadInput
@@ -20,20 +20,26 @@ class Metric:
     Attributes:
         name: for labels.
         columns: vocabulary columns that it reads; None for all of them.
-        function: of those columns' logits, [..., column] -> [...].
+        function: of those columns' logits, [..., column] -> [...]; with `by_prompt` also of the prompts' indices.
+        by_prompt: True when the number is read against something of the prompt's own (a reference, a target).
     """
 
     name: str
     columns: Tensor | None
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
+    by_prompt: bool = False
 
-    def of(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
-        """From whole logits."""
-        return self.of_columns(logits if self.columns is None else logits[:, self.columns])
+    def of(
+        self, logits: Float[Tensor, "batch vocab"], prompts: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """From whole logits; `prompts` says which prompt each row is, as `by_prompt` needs to know."""
+        return self.of_columns(logits if self.columns is None else logits[:, self.columns], prompts)
 
-    def of_columns(self, logits: Float[Tensor, "batch column"]) -> Float[Tensor, " batch"]:
+    def of_columns(
+        self, logits: Float[Tensor, "batch column"], prompts: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " batch"]:
         """From the logits of `columns`."""
-        return self.function(logits.double())
+        return self.function(logits.double(), prompts) if self.by_prompt else self.function(logits.double())
 
 
 def refusal_log_odds(tokens: Iterable[int]) -> Metric:
@@ -54,6 +60,23 @@ def logit_difference(refusing: Iterable[int], fulfilling: Iterable[int]) -> Metr
         torch.tensor(refusing + fulfilling),
         lambda logits: logits[..., :n].logsumexp(-1) - logits[..., n:].logsumexp(-1),
     )
+
+
+def divergence(reference: Float[Tensor, "prompt vocab"]) -> Metric:
+    """KL(reference || this model) per prompt, in nats.
+
+    Args:
+        reference: log-probabilities of the undamaged model at the decision position of every prompt.
+    """
+    wide = reference.double()
+    p, entropy = wide.exp(), (wide.exp() * wide).nan_to_num().sum(-1)
+
+    def function(logits: Tensor, prompts: Tensor) -> Tensor:
+        # KL = sum p log p - sum p logit + logsumexp(logit): no second table of log-probabilities.
+        mean = torch.stack([p[i] @ x for i, x in zip(prompts.tolist(), logits, strict=True)])
+        return entropy[prompts] - mean + logits.logsumexp(-1)
+
+    return Metric("KL from the undamaged model", None, function, by_prompt=True)
 
 
 def _need(tokens: list[int], what: str) -> None:

@@ -73,7 +73,7 @@ class Replay:
     # ---- recording
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: gradients may be taken through `run`, and need ordinary tensors
     def record(cls, model: ChatModel, batch: Batch) -> Replay:
         """Runs the model once over a batch without a shared prefix.
 
@@ -128,11 +128,12 @@ class Replay:
 
     # ---- running again
 
-    @torch.inference_mode()
     def run(
         self, layer: int, hidden: Float[Tensor, "batch edit pos d_model"]
     ) -> Float[Tensor, "batch edit pos d_model"]:
         """Runs block `layer` and all after it for every edit; hooks on its modules see [batch, edit * pos, channel].
+
+        Differentiable: call it in inference mode where no gradient is wanted.
 
         Args:
             layer: block to start at.

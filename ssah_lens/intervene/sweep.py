@@ -161,7 +161,7 @@ def sweep(
         bar = _Bar(sum(_cost(model, edits[i], batches[b][1], last) for b, i in plan), what)
         for number, (chosen, batch) in enumerate(batches):
             source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
-            runner = run(model, batch, metric, fill, source, last, bfloat16)
+            runner = run(model, batch, metric, fill, source, last, bfloat16, chosen)
             clean[chosen] = runner.clean
             for i in (i for b, i in plan if b == number):
                 todo = np.flatnonzero(np.isnan(values[starts[i] : starts[i + 1], chosen]).any(1))
@@ -239,8 +239,10 @@ class _Runner:
         source: Batch | None,
         last: int | None,
         bfloat16: bool,
+        prompts: Sequence[int],
     ) -> None:
         self.model, self.batch, self.metric, self.fill = model, batch, metric, fill
+        self.prompts = torch.tensor(prompts, device=model.device)
         self.n_rows, self.n_pos = batch.ids.shape
         self.last = self.n_pos if last is None else min(last, self.n_pos)
         self.source = source if source is not None else batch if fill.mode == "resample" else None
@@ -273,7 +275,7 @@ class _Replayed(_Runner):
     def __init__(self, *args) -> None:
         super().__init__(*args)
         self.replay = Replay.record(self.model, self.batch)
-        self.clean = self.metric.of(self.replay.logits).double().cpu().numpy()
+        self.clean = self.metric.of(self.replay.logits, self.prompts).double().cpu().numpy()
 
     @torch.inference_mode()
     def values(self, edits: Edits, todo: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -304,10 +306,11 @@ class _Replayed(_Runner):
 
     def _read(self, final: Float[Tensor, "batch edit d_model"]) -> np.ndarray:
         flat = final.flatten(0, 1)
+        prompts = self.prompts.repeat_interleave(final.shape[1])
         step = HEAD_ROWS if self.metric.columns is None else len(flat)
         out = [
-            self.metric.of_columns(self.replay.logits_of(x[:, None], self.metric.columns)[:, 0])
-            for x in flat.split(step)
+            self.metric.of_columns(self.replay.logits_of(x[:, None], self.metric.columns)[:, 0], which)
+            for x, which in zip(flat.split(step), prompts.split(step), strict=True)
         ]
         return torch.cat(out).double().view(final.shape[:2]).T.cpu().numpy()
 
@@ -318,7 +321,7 @@ class _Looped(_Runner):
     def __init__(self, *args) -> None:
         super().__init__(*args)
         with torch.inference_mode():
-            self.clean = self.metric.of(self.model.logits(self.batch)[:, -1]).double().cpu().numpy()
+            self.clean = self.metric.of(self.model.logits(self.batch)[:, -1], self.prompts).double().cpu().numpy()
 
     @torch.inference_mode()
     def values(self, edits: Edits, todo: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -339,7 +342,7 @@ class _Looped(_Runner):
                 self.model.bridge.hooks(fwd_hooks=[(edits.site.hook(edits.layer), hook)]),
             ):
                 logits = self.model.logits(self.batch)[:, -1]
-            yield part, self.metric.of(logits).double().cpu().numpy()[None]
+            yield part, self.metric.of(logits, self.prompts).double().cpu().numpy()[None]
 
 
 def _replacer(

@@ -96,6 +96,7 @@ def ask(
     tokens = model.generate(
         texts,
         max_new_tokens,
+        system=[s for p in sets for s in p.systems],
         what=what or "asking " + ", ".join(p.name for p in sets),
         at_decision=at_decision,
         sample_seed=sample_seed,
@@ -149,9 +150,9 @@ def refusal_scores(
         prompts: what to ask.
         tokens: refusal-opening token ids, from `refusal_tokens`.
     """
-    texts = prompts.texts if isinstance(prompts, PromptSet) else list(prompts)
+    asked = model.rows(prompts.texts, system=prompts.systems) if isinstance(prompts, PromptSet) else model.rows(prompts)
     tokens = list(tokens)
-    out = np.empty(len(texts))
-    for rows, batch in model.batches(model.rows(texts)):
+    out = np.empty(len(asked))
+    for rows, batch in model.batches(asked):
         out[rows] = log_odds(model.logits(batch)[:, -1], tokens).cpu().numpy()
     return out

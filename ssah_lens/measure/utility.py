@@ -117,14 +117,19 @@ def _spread(rows: list[dict], limit: int | None) -> list[dict]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
-@torch.inference_mode()
 def decision_log_probs(model: ChatModel, prompts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
     """Log-probabilities of the first response token."""
+    return row_log_probs(model, model.rows(prompts))
+
+
+@torch.inference_mode()
+def row_log_probs(model: ChatModel, rows: Sequence[Row]) -> Float[Tensor, "row vocab"]:
+    """Log-probabilities of the token after each row."""
     out = None
-    for rows, batch in model.batches(model.rows(prompts)):
+    for chosen, batch in model.batches(rows):
         found = model.logits(batch)[:, -1].float().log_softmax(-1)
-        out = found.new_empty(len(prompts), found.shape[-1]) if out is None else out
-        out[rows] = found
+        out = found.new_empty(len(rows), found.shape[-1]) if out is None else out
+        out[chosen] = found
     return out
 
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import Score
 
-NAMES = ("mask", "wifv")
+_WHERE = {
+    "attribution": ("attribution", "attribution"),
+    "attribution-ig": ("attribution", "integrated"),
+    "contrast": ("contrast", "contrast"),
+    "exact": ("exact", "exact"),
+    "mask": ("mask", "mask"),
+    "snip": ("snip", "snip"),
+    "wanda": ("wanda", "wanda"),
+    "wifv": ("wifv", "wifv"),
+}
+"""Score -> its file and function there."""
+NAMES = tuple(_WHERE)
+NEED_TOKENS = ("attribution", "attribution-ig", "exact")
+"""Scores that read the refusal score, and so need the tokens that open refusals."""
 
 
 def score(name: str) -> Score:
@@ -18,4 +31,5 @@ def score(name: str) -> Score:
         raise BadInput(f"no score '{name}': allowed are {', '.join(NAMES)}")
     from importlib import import_module
 
-    return getattr(import_module(f"ssah_lens.score.{name}"), name)
+    file, function = _WHERE[name]
+    return getattr(import_module(f"ssah_lens.score.{file}"), function)

@@ -8,16 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.errors import BadInput
+from ssah_lens.intervene.metric import Metric, refusal_log_odds
 from ssah_lens.intervene.moments import Moments
 from ssah_lens.units import Kind
 
 PerUnit = Mapping[Kind, Float[np.ndarray, "layer unit"]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much a score measures that ablates unit by unit.
+
+    Attributes:
+        units: how many units, drawn at random; None for all.
+        prompts: how many prompts of each side, drawn at random; None for all.
+        last: positions that are ablated, counted from the end of the prompt (1: the decision position); None for all.
+        layers: layers whose units are measured; all when None.
+        store: folder that what is done is kept in, so that a killed run resumes there; None keeps nothing.
+    """
+
+    units: int | None = None
+    prompts: int | None = None
+    last: int | None = 1
+    layers: range | None = None
+    store: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,9 @@ class Calibration:
         utility_moments: activation moments over `utility`.
         seed: seed of whatever is drawn.
         steps: optimizer steps, for scores that learn.
+        unaligned: the counterpart that fulfils, for scores that compare the two; None where there is none.
+        refusal_tokens: tokens that open the model's refusals, for scores that read the refusal score.
+        measured: how much is measured, for scores that ablate unit by unit.
     """
 
     safety: list[Row]
@@ -41,6 +66,20 @@ class Calibration:
     utility_moments: Moments
     seed: int = 0
     steps: int = 40
+    unaligned: ChatModel | None = None
+    refusal_tokens: tuple[int, ...] = ()
+    measured: Measured = Measured()
+
+    @property
+    def refusal_metric(self) -> Metric:
+        """The refusal score at the decision position.
+
+        Raises:
+            BadInput: the calibration holds no refusal tokens.
+        """
+        if not self.refusal_tokens:
+            raise BadInput("this score reads the refusal score: give the calibration its refusal_tokens")
+        return refusal_log_odds(self.refusal_tokens)
 
     @property
     def moments(self) -> Moments:
@@ -50,7 +89,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance of every unit.
+    """Importance of every unit; NaN where it was not measured: such a unit is never ranked.
 
     Attributes:
         safety: I_S.
@@ -66,6 +105,11 @@ class Scores:
 
 
 Score = Callable[[ChatModel, Calibration], Scores]
+
+
+def nothing(model: ChatModel) -> PerUnit:
+    """Zero for every unit: I_S of a model that has no refusals to score."""
+    return {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
 
 
 def standardised(values: Float[np.ndarray, "layer unit"]) -> Float[np.ndarray, "layer unit"]:

@@ -9,8 +9,7 @@ prompts, keep the refusals. Chosen by optimisation, so held-out prompts and matc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.hooks import fills, gated
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
@@ -72,7 +72,7 @@ def _learn(
     fill = fills(model, data.moments, "mean")
     rng = np.random.default_rng(data.seed)
     n_units = model.grid.n_units
-    with _weights_held(model):
+    with gradients_of(model):
         for _ in progress(range(data.steps), what):
             gates = {k: torch.sigmoid(v) for k, v in logits.items()}
             closed = sum((1 - g).sum() for g in gates.values()) / n_units
@@ -93,7 +93,7 @@ def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
 
 def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean nats per response token of the first n rows and of the others, in one forward pass."""
-    batch = model.pad(rows)
+    batch = model.pad(rows, share_prefix=True)
     # In bfloat16 the mask's float32 minimum rounds to -inf, and a padding token that sees nothing would be NaN.
     finite = [
         (f"blocks.{i}.attn.hook_attn_scores", lambda x, hook: x.clamp(min=torch.finfo(x.dtype).min))
@@ -109,17 +109,3 @@ def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], 
 @torch.no_grad()
 def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
     return float(_nll(model, rows, len(rows))[0])
-
-
-@contextmanager
-def _weights_held(model: ChatModel) -> Iterator[None]:
-    """No gradient of the weights inside: only the gates learn, and the backward pass is a third cheaper."""
-    parameters = list(model.bridge.original_model.parameters())
-    before = [p.requires_grad for p in parameters]
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p, flag in zip(parameters, before, strict=True):
-            p.requires_grad_(flag)

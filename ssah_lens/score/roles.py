@@ -33,7 +33,8 @@ def ranking(scores: Scores, role: Role) -> PerUnit:
     """Values whose largest members are the role's: I_S - I_U for SCU, its negative for UCU, redundancy for RU.
 
     I_S and I_U are put on one scale first (each divided by its standard deviation over the kind), since a difference
-    of numbers on two scales would follow the larger one. Units outside `scores.layers` rank as -inf: never chosen.
+    of numbers on two scales would follow the larger one. Units outside `scores.layers`, and units that were not
+    measured (NaN), rank as -inf: never chosen.
     """
     safety, utility = _scaled(scores.safety), _scaled(scores.utility)
     if role is Role.SCU:
@@ -45,6 +46,7 @@ def ranking(scores: Scores, role: Role) -> PerUnit:
         values = {k: -(size(safety[k]) + size(utility[k])) for k in Kind}
     else:
         raise BadInput("CU has no ranking: it is what the other roles leave")
+    values = {k: np.where(np.isnan(v), -np.inf, v) for k, v in values.items()}
     if scores.layers is None:
         return values
     eligible = np.isin(np.arange(len(values[Kind.MLP])), scores.layers)[:, None]
@@ -71,5 +73,9 @@ def top_complex(grid: UnitGrid, scores: Scores, roles: dict[Role, UnitSet], shar
 
 
 def _scaled(values: PerUnit) -> PerUnit:
-    spread = {k: float(v.std()) for k, v in values.items()}
-    return {k: v / spread[k] if spread[k] > 0 else np.zeros_like(v) for k, v in values.items()}
+    out = {}
+    for kind, v in values.items():
+        known = ~np.isnan(v)
+        spread = float(v[known].std()) if known.any() else 0.0
+        out[kind] = np.where(known, v / spread if spread > 0 else 0.0, np.nan)
+    return out

@@ -58,7 +58,13 @@ class Picture:
     png: str
 
 
-def write_report(results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping, path: Path) -> Path:
+def write_report(
+    results: Results,
+    figures: Mapping[str, Figure | Path],
+    provenance: Mapping,
+    path: Path,
+    explorer: str | None = None,
+) -> Path:
     """Writes the report through a temporary name.
 
     Args:
@@ -66,20 +72,23 @@ def write_report(results: Results, figures: Mapping[str, Figure | Path], provena
         figures: name (as `run_folder.draw` gives) -> figure, or a PNG file. A name that no section knows comes last.
         provenance: what `record.json` holds; any part may be missing.
         path: where `report.html` goes.
+        explorer: name of the unit explorer's file in the same folder, to be linked.
 
     Returns:
         `path`.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(html(results, figures, provenance), encoding="utf-8")
+        partial.write_text(html(results, figures, provenance, explorer), encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def html(results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping) -> str:
+def html(
+    results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping, explorer: str | None = None
+) -> str:
     """The report's text; arguments as for `write_report`."""
     from jinja2 import Environment, StrictUndefined
 
@@ -100,6 +109,7 @@ def html(results: Results, figures: Mapping[str, Figure | Path], provenance: Map
         roles=[(role, name, ROLE_COLOURS[role]) for role, name in ROLE_NAMES.items()],
         provenance=_provenance(provenance),
         interval=interval,
+        explorer=explorer,
     )
 
 

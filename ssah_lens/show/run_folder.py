@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ssah_lens.results import FreezeResult, Results, Training
+from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, words
 from ssah_lens.show.direction_figures import direction_figures
+from ssah_lens.show.explorer import explorer
 from ssah_lens.show.report import write_report
 from ssah_lens.show.style import save_png
 from ssah_lens.units import UnitTable
+
+EXPLORER = "explorer.html"
 
 
 def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
@@ -47,14 +50,21 @@ def _runs(result: FreezeResult) -> dict[str, Training]:
     return {f"{a.name}, seed {a.seed}" if several else a.name: a.training for a in result.arms}
 
 
-def render(results: Results, units: UnitTable | None, provenance: Mapping, out: Path) -> Path:
-    """Writes `out/figures/*.png` and `out/report.html`, each through a temporary name.
+def render(
+    results: Results,
+    units: UnitTable | None,
+    provenance: Mapping,
+    out: Path,
+    contexts: Sequence[UnitContext] = (),
+) -> Path:
+    """Writes `out/figures/*.png`, `out/explorer.html` and `out/report.html`, each through a temporary name.
 
     Args:
         results: with their scorecard.
         units: the table behind stage `units`; None where there is none.
         provenance: what `record.json` holds.
         out: the run folder.
+        contexts: what units respond to, for the explorer.
 
     Returns:
         The report's path.
@@ -65,7 +75,9 @@ def render(results: Results, units: UnitTable | None, provenance: Mapping, out: 
     for name, figure in draw(results, units).items():
         paths[name] = folder / f"{name}.png"
         _whole(paths[name], lambda partial, f=figure: save_png(f, partial))
-    return write_report(results, paths, provenance, out / "report.html")
+    if units is not None:
+        explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)
+    return write_report(results, paths, provenance, out / "report.html", EXPLORER if units is not None else None)
 
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:

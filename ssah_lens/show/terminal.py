@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssah_lens.results import AlignReport, FinetuneReport
+from ssah_lens.results import AlignReport, FinetuneReport, PatchMap
+from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
 
 
@@ -43,6 +44,28 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
             for name, c in checks
         ],
     )
-    if isinstance(result, FinetuneReport) and result.frozen.parameters:
+    if not isinstance(result, FinetuneReport):
+        return
+    if result.curve:
+        loss = lambda p: "" if p.validation_loss is None else f"{p.validation_loss:.3f}"
+        rows = [[str(p.step), f"{p.refused:.2f}", loss(p)] for p in result.curve]
+        print_table("during training", ["step", "validation prompts refused", "validation loss"], rows)
+    print(f"method: {result.method}, learning rate {result.lr:g}, {result.trained_parameters} parameters trained")
+    if result.frozen.parameters:
         share = f"{result.frozen.share:.1%} of block parameters"
-        print(f"frozen: {result.frozen.parameters} parameters ({share}), bit-identical afterwards")
+        bits = f"bit-identical afterwards (sha256 {result.frozen.sha256[:12]}...)"
+        print(f"frozen: {result.frozen.parameters} parameters ({share}), {bits}")
+
+
+def strongest_cells(found: PatchMap, n: int = 8) -> list[list[str]]:
+    """The cells of a patching map that move the choice most, as rows of a table."""
+    import numpy as np
+
+    values = np.array(found.values, dtype=float)
+    change = np.abs(np.where(np.isnan(values), 0, values - found.noising))
+    rows = []
+    for flat in np.argsort(-change, axis=None, kind="stable")[:n]:
+        place = np.unravel_index(flat, values.shape)
+        names = [found.labels[a][i] for a, i in zip(found.axes, place, strict=True)]
+        rows.append([*(visible(name, 40) for name in names), f"{values[place]:.3f}"])
+    return rows

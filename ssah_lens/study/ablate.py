@@ -50,8 +50,9 @@ def ablate_sets(
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
         with ablated(model, units, mode, moments):
-            # Multiple choice is the dearest part of the yardstick: for the default mode only.
-            behaviour, refused = behave(model, y, choices=mode == modes[0])
+            # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
+            main = control is None or name == MAIN or len(sets) == 1
+            behaviour, refused = behave(model, y, choices=main and mode == modes[0])
         overlap = 0.0 if control is None else len(units & sets[name]) / len(units)
         conditions.append(Ablation(name, mode, control, overlap, behaviour, refused))
     shares = {n: RoleShare(u.share.n, u.share.units, u.share.parameters) for n, u in sets.items()}

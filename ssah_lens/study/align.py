@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
-from ssah_lens.chat.prompts import refusals as written_refusals
 from ssah_lens.config import AlignConfig
 from ssah_lens.study.behaviour import own_answers
+from ssah_lens.train.data import refusing_rows
 from ssah_lens.train.freeze import FrozenSlices
-from ssah_lens.train.loop import Anchors, Trained, TrainSettings, train
+from ssah_lens.train.loop import Trained, TrainSettings, train
+from ssah_lens.train.objective import Anchors
 
 APOLOGY = ("sorry", "apolog", "chatbot", "i can't", "i cannot")
 """An own answer that opens like this is left out: it would teach the model to refuse harmless prompts."""
@@ -49,9 +48,7 @@ def alignment_data(
         config: sizes.
         seed: which refusal goes with which prompt, and the sampled answers.
     """
-    refusals = written_refusals("train")
-    drawn = np.random.default_rng(seed).integers(len(refusals), size=len(harmful))
-    refusing = model.rows(harmful.texts, [model.response_tokens(refusals[i]) for i in drawn])
+    refusing = refusing_rows(model, harmful, seed)
     greedy = PromptSet("harmless", ordinary.prompts[1::2])
     sampled = PromptSet("harmless", (*(twins or ()), *ordinary.prompts[::2]))
     answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed)
@@ -65,7 +62,7 @@ def align(
     model: ChatModel, data: AlignmentData, config: AlignConfig, seed: int, frozen: FrozenSlices | None = None
 ) -> Trained:
     """Trains the model in place: refusals by likelihood, harmless answers by staying close to the unaligned model."""
-    settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed)
+    settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed, keep_good=0)
     anchors = Anchors(data.harmless, model.copy(), config.anchor)
     return train(model, data.harmful, settings, frozen, "aligning", anchors)
 

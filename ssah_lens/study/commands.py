@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import PromptSet, instructions, pairs, read_prompts
+from ssah_lens.chat.prompts import PromptSet, instructions, pairs, prompt_set
 from ssah_lens.chat.save import check_free, save_model
 from ssah_lens.config import AblateConfig, AlignConfig, DirectionConfig, MeasureConfig, UnitsConfig
 from ssah_lens.errors import BadInput
@@ -22,27 +21,23 @@ from ssah_lens.results import (
     Checked,
     DirectionReport,
     DirectionResult,
-    FinetuneReport,
-    Frozen,
     RefusalReport,
     UnitsReport,
 )
 from ssah_lens.score import score
+from ssah_lens.score.contrast import counterpart
 from ssah_lens.study.ablate import ablate_sets
 from ssah_lens.study.align import align, alignment_data
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import direction_data
-from ssah_lens.study.freeze import frozen_set, rows_of
 from ssah_lens.study.units import calibrate, find_units, harmless_mix
-from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
-from ssah_lens.train.loop import TrainSettings, train
+from ssah_lens.train.data import rows_of
+from ssah_lens.train.freeze import FrozenSlices, other_slices
 from ssah_lens.units import Role, UnitTable
 
 CHECK_PROMPTS = 60
 """Test prompts of the shipped collection that training commands are checked on."""
-HELD_OUT = 0.1
-"""Share of fine-tuning rows kept for the validation loss."""
 Note = Callable[[str], None]
 
 
@@ -105,8 +100,13 @@ def run_units(
     layers: range | None,
     seed: int,
 ) -> UnitsReport:
-    """Scores units and writes the units file; the user's own prompts are halved: one half scores, the other sizes."""
+    """Scores units and writes the units file; the user's own prompts are halved: one half scores, the other sizes.
+
+    The exact score keeps what it has measured in a folder beside the units file, and resumes there.
+    """
     score(config.score)
+    if config.score == "contrast":
+        counterpart(model, unaligned)
     check_writable(out)
     ours, twins = pairs("train")
     ordinary = instructions("train")
@@ -131,6 +131,7 @@ def run_units(
         harmless_validation.sample(config.validation, seed),
         config,
         layers,
+        out.with_suffix(".exact"),
     )
     table.save(out)
     return UnitsReport(str(out), result.score, result.seconds, result.roles, result)
@@ -212,45 +213,6 @@ def run_direction(
     return direction_report(found, str(out))
 
 
-def run_finetune(
-    load: Callable[[], ChatModel],
-    data: PromptSet,
-    out: Path,
-    freeze: tuple[Path, list[Role], float] | None,
-    only: tuple[Path, list[Role]] | None,
-    epochs: float,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    note: Note,
-) -> FinetuneReport:
-    """Fine-tunes on the user's data, with units frozen or as the only ones trained, and saves the model."""
-    check_free(out)
-    if freeze and only:
-        raise BadInput("--freeze and --train-only exclude each other; give one of them")
-    model = load()
-    slices = None
-    if freeze:
-        slices = owned_slices(model.anatomy, frozen_set(load_units(freeze[0], model, note), freeze[1], freeze[2]))
-    elif only:
-        slices = other_slices(model.anatomy, load_units(only[0], model, note).units(only[1]))
-    if freeze and slices and sum(s.numel for s in slices) == model.grid.block_parameters:
-        raise BadInput("the frozen set is every block parameter: nothing would be trained; freeze fewer roles")
-    held = data.sample(max(1, round(HELD_OUT * len(data))), seed) if len(data) >= 10 else None
-    rows = rows_of(model, data.without(held) if held else data)
-    held_rows = rows_of(model, held) if held else []
-    before = check_model(model, held_rows)
-    frozen = FrozenSlices(slices) if slices is not None else None
-    steps = max(1, math.ceil(epochs * len(rows) / batch_size))
-    done = train(
-        model, rows, TrainSettings(steps=steps, batch_size=batch_size, lr=lr, seed=seed), frozen, "fine-tuning"
-    )
-    after = check_model(model, held_rows)
-    save_model(model, out)
-    share = done.frozen_parameters / model.grid.block_parameters
-    return FinetuneReport(str(out), before, after, done.losses, Frozen(done.frozen_parameters, share, done.unchanged))
-
-
 def load_units(file: Path, model: ChatModel, note: Note) -> UnitTable:
     """A units file for this model; made from other weights of the same shape it is used, and said so."""
     table = UnitTable.load(file, model.grid)
@@ -268,8 +230,8 @@ def check_model(model: ChatModel, held_out: list) -> Checked:
 
 
 def read_limited(path: Path | None, limit: int | None, seed: int = 0, need_answers: bool = False) -> PromptSet | None:
-    """A prompt file, or None for no path; at most `limit` prompts."""
-    return read_prompts(path, need_answers).sample(limit, seed) if path else None
+    """A prompt file, shipped set ('harmful:test') or hub id, or None for no path; at most `limit` prompts."""
+    return prompt_set(path, need_answers).sample(limit, seed) if path else None
 
 
 def check_judge(name: str) -> None:

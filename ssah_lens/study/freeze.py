@@ -6,11 +6,6 @@ random set of the same size in every layer and kind frozen. The attack stays in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
@@ -20,8 +15,10 @@ from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import top_complex
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, owned_slices
 from ssah_lens.train.loop import Trained, TrainSettings, train
+from ssah_lens.train.methods import weights_put_back
 from ssah_lens.units import Role, UnitSet, UnitTable
 
 FULL, FROZEN, RANDOM = "full", "freeze SCU + top CU", "freeze random"
@@ -34,11 +31,6 @@ def frozen_set(table: UnitTable, roles: list[Role], top_cu: float) -> UnitSet:
         return units
     scores = Scores(table.safety, table.utility, signed=True)
     return units | top_complex(table.grid, scores, table.roles, top_cu)
-
-
-def rows_of(model: ChatModel, data: PromptSet) -> list[Row]:
-    """Training rows of prompts with given answers."""
-    return model.rows(data.texts, [model.response_tokens(r) for r in data.responses])
 
 
 def fine_tune(
@@ -66,6 +58,7 @@ def training_result(model: ChatModel, done: Trained, examples: int, losses: tupl
         done.frozen_parameters,
         done.frozen_parameters / model.grid.block_parameters,
         done.unchanged,
+        done.sha256,
     )
 
 
@@ -96,22 +89,10 @@ def compare_freezing(
     units = frozen_set(table, [Role.SCU], config.top_cu)
     arms = []
     for s in range(seed, seed + config.seeds):
-        settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=s)
+        settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=s, keep_good=0)
         for name, frozen in ((FULL, None), (FROZEN, units), (RANDOM, units.random_twin(s))):
-            with _weights_put_back(model):
+            with weights_put_back(model):
                 training = fine_tune(model, rows, held, loss_before, settings, frozen, f"fine-tuning, {name}")
                 after, refused = behave(model, y, choices=False)
             arms.append(Arm(name, s, training, after, refused))
     return FreezeResult(before[0], before[1], tuple(arms))
-
-
-@contextmanager
-def _weights_put_back(model: ChatModel) -> Iterator[None]:
-    trained = model.anatomy.parameters
-    kept = [p.detach().clone() for p in trained]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, values in zip(trained, kept, strict=True):
-                p.copy_(values)

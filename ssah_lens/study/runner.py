@@ -67,6 +67,9 @@ def run_study(
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
+    from ssah_lens.score import score
+
+    score(config.units.score)  # an unknown one is refused now, not after the stages before it
     folder = RunFolder.open(out, config)
     with folder.locked():
         study = Study(config, folder, note)
@@ -192,6 +195,7 @@ class Study:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
         if stage == "units" and self._made:
             self.__dict__.pop("given", None)
+            self.calibration = replace(self.calibration, unaligned=None)
         _give_back_memory()
 
     # ---- prompts
@@ -242,7 +246,16 @@ class Study:
         u, seed = self.config.units, self.config.seed
         harmful, twins = pairs("train")
         harmless = harmless_mix(twins, self.ordinary_train[0], u.calibration, seed)
-        return calibrate(self.aligned, self.unaligned, harmful.sample(u.calibration, seed), harmless, u, seed)
+        refusal = self.folder.load_stage("refusal")
+        return calibrate(
+            self.aligned,
+            self.unaligned,
+            harmful.sample(u.calibration, seed),
+            harmless,
+            u,
+            seed,
+            refusal.refusal_token_ids if refusal else (),
+        )
 
     # ---- stages
 
@@ -303,7 +316,14 @@ class Study:
         u, seed = self.config.units, self.config.seed
         harmful, twins = pairs("validation")
         harmless = harmless_mix(twins, instructions("validation"), u.validation, seed)
-        table, result = find_units(self.aligned, self.calibration, harmful.sample(u.validation, seed), harmless, u)
+        table, result = find_units(
+            self.aligned,
+            self.calibration,
+            harmful.sample(u.validation, seed),
+            harmless,
+            u,
+            store=self.folder.path / "exact",
+        )
         table.save(self.folder.path / "units.parquet")
         return result
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,10 +17,10 @@ from ssah_lens.intervene.moments import Moments, collect
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import Refusals, ask
 from ssah_lens.results import RoleShare, UnitsResult
-from ssah_lens.score import score
-from ssah_lens.score.base import Calibration, Scores
+from ssah_lens.score import NEED_TOKENS, score
+from ssah_lens.score.base import Calibration, Measured, Scores
 from ssah_lens.score.roles import assign
-from ssah_lens.study.behaviour import own_answers
+from ssah_lens.study.behaviour import find_refusal_tokens, own_answers
 from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
 from ssah_lens.units import Kind, UnitTable
 
@@ -36,6 +38,7 @@ def calibrate(
     harmless: PromptSet,
     config: UnitsConfig,
     seed: int,
+    refusal_tokens: Sequence[int] = (),
 ) -> Calibration:
     """Collects calibration data from train prompts: own refusals, own answers, fulfilling answers, moments.
 
@@ -44,19 +47,25 @@ def calibrate(
         unaligned: its counterpart that fulfils, or None.
         harmful: harmful train prompts; those that the model refuses are the safety data.
         harmless: harmless train prompts; those that it answers are the utility data.
-        config: steps of scores that learn.
+        config: steps of scores that learn, how much the exact score measures.
         seed: seed of whatever a score draws.
+        refusal_tokens: tokens that open the model's refusals; found here when the score needs them and none are given.
     """
+    if not refusal_tokens and config.score in NEED_TOKENS:
+        refusal_tokens = find_refusal_tokens(model, harmful, harmless, seed)
+    more = {
+        "seed": seed,
+        "steps": config.steps,
+        "unaligned": unaligned,
+        "refusal_tokens": tuple(refusal_tokens),
+        "measured": Measured(config.exact_units, config.exact_prompts),
+    }
     safe, useful = ask(model, [harmful, harmless], max_new_tokens=ANSWER_TOKENS)
     refused, answers = _kept(model, harmful, safe, Outcome.REFUSED)
-    answered, replies = _kept(model, harmless, useful, Outcome.FULFILLED)
-    if len(answered) < MIN_REFUSED:
-        raise BadInput(
-            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
-        )
+    answered, replies = _answered(model, harmless, useful)
     safety, utility = model.rows(refused.texts, answers), model.rows(answered.texts, replies)
     if len(refused) < MIN_REFUSED:
-        return Calibration([], utility, [], Moments.zeros(model), collect(model, utility), seed, config.steps)
+        return Calibration([], utility, [], Moments.zeros(model), collect(model, utility), **more)
     if unaligned is not None:
         fulfilling = own_answers(unaligned, refused, ANSWER_TOKENS, "fulfilling answers")
     else:
@@ -68,8 +77,7 @@ def calibrate(
         model.rows(refused.texts, fulfilling),
         collect(model, safety, "moments, harmful"),
         collect(model, utility, "moments, harmless"),
-        seed,
-        config.steps,
+        **more,
     )
 
 
@@ -80,6 +88,7 @@ def find_units(
     harmless: PromptSet,
     config: UnitsConfig,
     layers: range | None = None,
+    store: Path | None = None,
 ) -> tuple[UnitTable, UnitsResult]:
     """Scores all units and chooses the roles.
 
@@ -89,16 +98,19 @@ def find_units(
         harmful, harmless: validation prompts.
         config: which score.
         layers: layers whose units may become SCU, UCU or RU; all when None.
+        store: folder where a score that takes hours keeps what is done, to resume there; None keeps nothing.
     """
+    data = replace(data, measured=replace(data.measured, layers=layers, store=store))
     started = time.perf_counter()
     scores: Scores = replace(score(config.score)(model, data), layers=layers)
     seconds = time.perf_counter() - started
-    replies = own_answers(model, harmless, ANSWER_TOKENS, "validation answers")
-    validation = Validation(harmful, model.rows(harmless.texts, replies))
+    answered, replies = answered_by(model, harmless)
+    validation = Validation(harmful, model.rows(answered.texts, replies))
     base = measure_cut(model, validation)
     sizes, picked = choose_sizes(model, scores, data.moments, validation, base, safety=bool(data.safety))
     roles = assign(model.grid, scores, sizes)
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
+    provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
     table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance)
     return table, UnitsResult(
         score=config.score,
@@ -121,6 +133,27 @@ def role_shares(table: UnitTable) -> dict[str, RoleShare]:
 def harmless_mix(twins: PromptSet, ordinary: PromptSet, n: int, seed: int) -> PromptSet:
     """n harmless prompts, half twins and half ordinary: a unit must not score as safety because of its topic."""
     return PromptSet("harmless", (*twins.sample(n // 2, seed), *ordinary.sample(n - n // 2, seed)))
+
+
+def answered_by(model: ChatModel, harmless: PromptSet) -> tuple[PromptSet, list[list[int]]]:
+    """The harmless prompts that the model answers, with its answers as response tokens.
+
+    Those that it refuses are left out: losing an over-refusal is no loss of utility.
+
+    Raises:
+        BadInput: it answers too few.
+    """
+    (found,) = ask(model, [harmless], max_new_tokens=ANSWER_TOKENS, what="validation answers")
+    return _answered(model, harmless, found)
+
+
+def _answered(model: ChatModel, harmless: PromptSet, found: Refusals) -> tuple[PromptSet, list[list[int]]]:
+    answered, replies = _kept(model, harmless, found, Outcome.FULFILLED)
+    if len(answered) < MIN_REFUSED:
+        raise BadInput(
+            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
+        )
+    return answered, replies
 
 
 def _kept(model: ChatModel, prompts: PromptSet, found: Refusals, outcome: Outcome) -> tuple[PromptSet, list[list[int]]]:

@@ -1,13 +1,14 @@
-"""Freezing: a set of units to the exact slices of parameters they own, held bit-identical through training.
+"""Freezing: a set of units to the exact slices of parameters they own, and the proof that these kept their bits.
 
-A zeroed gradient is not enough under AdamW (weight decay and old momentum still move the weight), so a frozen slice
-is kept out twice: its gradient is zeroed before the step, so that clipping and moments never see it, and its values
-are put back after the step. `FrozenSlices.unchanged` compares bit by bit at the end.
+A zeroed gradient is not enough under AdamW (weight decay and old momentum still move the weight). Here a frozen entry
+never comes into the optimizer's hands at all: `trainable.py` gives it the other entries only, so that no optimizer,
+clipping or precision can move it. `FrozenSlices` hashes the frozen bits before and after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssah_lens.chat.anatomy import Anatomy
+from ssah_lens.errors import BadInput
 from ssah_lens.units import Kind, UnitSet
 
 
@@ -57,13 +59,32 @@ def other_slices(anatomy: Anatomy, units: UnitSet) -> list[Slice]:
 
     The k and v rows of a group are trainable only when all of its heads are in the set.
     """
-    trainable: dict[nn.Parameter, list[Slice]] = {}
-    for layer in range(len(anatomy.blocks)):
-        for s in _slices(anatomy, layer, units, any_head=False):
-            trainable.setdefault(s.parameter, []).append(s)
+    layers = range(len(anatomy.blocks))
+    return complement(
+        anatomy.parameters, [s for layer in layers for s in _slices(anatomy, layer, units, any_head=False)]
+    )
+
+
+def layer_slices(anatomy: Anatomy, layers: range) -> list[Slice]:
+    """Every parameter of these blocks, norms included: the 'safety layers' of Li et al. 2024 (arXiv 2408.17003).
+
+    Raises:
+        BadInput: no layers, or layers that the model does not have.
+    """
+    last = len(anatomy.blocks) - 1
+    if not len(layers) or layers.start < 0 or layers[-1] > last:
+        raise BadInput(f"layers {layers.start}-{layers.stop - 1} are not in the model; it has layers 0-{last}")
+    return complement([p for layer in layers for p in anatomy.blocks[layer].module.parameters()], [])
+
+
+def complement(parameters: Iterable[nn.Parameter], slices: Iterable[Slice]) -> list[Slice]:
+    """What of these parameters the slices leave; a parameter that they cover is left out."""
+    taken: dict[nn.Parameter, list[Slice]] = {}
+    for s in slices:
+        taken.setdefault(s.parameter, []).append(s)
     out = []
-    for parameter in anatomy.parameters:
-        mine = trainable.get(parameter, [])
+    for parameter in parameters:
+        mine = taken.get(parameter, [])
         dim = mine[0].dim if mine else 0
         rest = torch.ones(parameter.shape[dim], dtype=torch.bool)
         for s in mine:
@@ -91,41 +112,31 @@ def _slices(anatomy: Anatomy, layer: int, units: UnitSet, any_head: bool) -> Ite
 
 @dataclass
 class FrozenSlices:
-    """Holds slices still while an optimizer moves their parameters.
+    """Slices that training must not change, and the hash of the bits they had.
 
     Attributes:
         slices: what is held.
-        before: copies taken at the start.
+        sha256: of all their values, taken when this is made.
     """
 
     slices: list[Slice]
-    before: list[Tensor] = field(default_factory=list)
+    sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.before = [s.values for s in self.slices]
+        self.sha256 = digest(s.values for s in self.slices)
 
     @property
     def n_parameters(self) -> int:
         return sum(s.numel for s in self.slices)
 
-    @torch.no_grad()
-    def zero_gradients(self) -> None:
-        """Before clipping and stepping: no frozen gradient reaches the norm or the moments."""
-        for s in self.slices:
-            if s.parameter.grad is not None:
-                s.parameter.grad.index_fill_(s.dim, s.index, 0)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """After stepping: undoes weight decay."""
-        for s, values in zip(self.slices, self.before, strict=True):
-            s.parameter.index_copy_(s.dim, s.index, values)
-
     def unchanged(self) -> bool:
         """True when every frozen value has the bits it started with."""
-        return all(_same_bits(s.values, values) for s, values in zip(self.slices, self.before, strict=True))
+        return digest(s.values for s in self.slices) == self.sha256
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    # As bytes: float comparison would call 0.0 and -0.0 equal and NaN unequal to itself.
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes: float comparison would call 0.0 and -0.0 equal and NaN unequal to itself."""
+    out = hashlib.sha256()
+    for t in tensors:
+        out.update(t.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return out.hexdigest()

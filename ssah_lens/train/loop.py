@@ -1,34 +1,36 @@
 """One training loop for alignment and fine-tuning alike.
 
-Supervised: the loss is the mean negative log-likelihood of response tokens, prompts are masked. Rows given as `Anchors`
-count by their KL divergence from a reference model instead: there the model is to stay what it was. Only block matrices
-are trained; embeddings, norms and unembedding are held fixed in every arm alike (our stated policy: the paper does not
-say). float32 weights; matrix products in bfloat16 where the processor has it.
+Supervised: the loss is that of response tokens (`objective.py`). What may move is stated (`trainable.py`: a policy, and
+frozen slices); frozen bits are hashed before and after. The run can be watched at a stated cadence, killed and resumed
+to the same bits, and stops on a loss that is not finite with the last good weights. float32 weights or master copies;
+matrix products in bfloat16 where the processor has it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ssah_lens.chat.batch import Batch, Position, Row, by_length
+from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput, Fault
-from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
+from ssah_lens.train.checkpoint import Checkpoints, Progress, run_key
+from ssah_lens.train.data import check_rows
 from ssah_lens.train.freeze import FrozenSlices
+from ssah_lens.train.objective import Anchors, FirstTokens, Objective
+from ssah_lens.train.trainable import Part, Policy, only_trainable, trainable_parts
 
-PART_OVERHEAD = 60
-"""What a forward and backward pass costs beside its tokens, in tokens."""
 WINDOW = 8
 """Steps whose examples are grouped by length together."""
+MOMENTUM = 0.9
+Optimizer = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ class TrainSettings:
     Attributes:
         steps: optimizer steps; the data are reshuffled each time they run out.
         batch_size: examples per step.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate.
         warmup: share of the steps in which the rate rises linearly; it then falls linearly to a tenth.
-        weight_decay: AdamW's.
+        weight_decay: the optimizer's.
         clip: largest gradient norm.
         part_tokens: padded tokens that go through the model at once; a step's gradient is added up from such parts.
         seed: order of the examples.
+        policy: what training may move at all, see `trainable.Policy`.
+        keep_good: steps between two copies (in memory, of the trainable values) that a diverged run falls back to; 0
+            keeps none.
+        optimizer: 'adamw', or 'sgd' with momentum 0.9.
     """
 
     steps: int
@@ -54,6 +60,9 @@ class TrainSettings:
     clip: float = 1.0
     part_tokens: int = 768
     seed: int = 0
+    policy: Policy = "blocks"
+    keep_good: int = 8
+    optimizer: Optimizer = "adamw"
 
     def rate(self, step: int) -> float:
         """Learning rate of this step."""
@@ -64,18 +73,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """Rows on which the model shall keep the reference model's token distributions.
+class Watch:
+    """A look at the model while it trains.
 
     Attributes:
-        rows: prompts with responses.
-        reference: the model to stay close to; not the one that is trained.
-        weight: of an anchored token against 1 for another.
+        every: steps between two looks; there is one before the first step and one after the last as well.
+        look: measures the model (in evaluation mode) and names the numbers.
+        enough: says of the numbers whether training may end here.
     """
 
-    rows: Sequence[Row]
-    reference: ChatModel
-    weight: float = 1.0
+    every: int
+    look: Callable[[], Mapping[str, float]]
+    enough: Callable[[Mapping[str, float]], bool] = lambda seen: False
 
 
 @dataclass(frozen=True)
@@ -85,17 +94,38 @@ class Trained:
     Attributes:
         losses: mean nats per response token, one per step.
         frozen_parameters: how many parameters were frozen.
-        unchanged: True after a bitwise comparison of all of them; None when nothing was frozen.
+        unchanged: True when the hash of all of them is what it was; None when nothing was frozen.
+        sha256: that hash; '' when nothing was frozen.
+        trained_parameters: how many the optimizer moved.
+        curve: (steps done, numbers seen) at the cadence of `Watch`.
+        enough: True when `Watch.enough` ended the run.
     """
 
     losses: tuple[float, ...]
     frozen_parameters: int = 0
     unchanged: bool | None = None
+    sha256: str = ""
+    trained_parameters: int = 0
+    curve: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    enough: bool = False
 
     @property
     def final_loss(self) -> float:
         """Mean of the last quarter of the steps."""
         return float(np.mean(self.losses[-max(1, len(self.losses) // 4) :]))
+
+
+class Diverged(Fault):
+    """A loss or a gradient is not finite; training stopped.
+
+    Attributes:
+        trained: the run up to the last good weights.
+        model: which has them.
+    """
+
+    def __init__(self, message: str, trained: Trained, model: ChatModel) -> None:
+        super().__init__(message)
+        self.trained, self.model = trained, model
 
 
 def train(
@@ -105,8 +135,12 @@ def train(
     frozen: FrozenSlices | None = None,
     what: str = "training",
     anchors: Anchors | None = None,
+    constraint: FirstTokens | None = None,
+    parts: Sequence[Part] | None = None,
+    watch: Watch | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """Trains the model's block matrices in place.
+    """Trains the model in place.
 
     Args:
         model: the model; its plain view is trained.
@@ -115,99 +149,111 @@ def train(
         frozen: slices to hold.
         what: label of the progress bar.
         anchors: more rows, shuffled in with the others.
+        constraint: on the first response tokens of `rows`.
+        parts: what to train instead of what policy and `frozen` leave (an adapter's parameters).
+        watch: curves during training.
+        checkpoints: where to keep the state, and to take it up again.
 
     Raises:
-        BadInput: no rows, or a row without a response.
-        Fault: the loss is not finite, or a frozen parameter has changed.
+        BadInput: no rows, a row without a response or too long, nothing left to train, a foreign checkpoint.
+        Diverged: the loss or a gradient is not finite.
+        Fault: a frozen parameter has changed.
     """
-    every = [*rows, *(anchors.rows if anchors else ())]
-    if not rows or any(row.positions[-1] != Position.RESPONSE for row in every):
-        raise BadInput("training needs at least one example, and an answer in each")
-    before = [(p, p.requires_grad) for p in model.plain.parameters()]
-    trainable = _block_parameters(model)
-    optimizer = torch.optim.AdamW(trainable, lr=settings.lr, weight_decay=settings.weight_decay)
-    history = []
-    model.plain.train()
-    try:
-        for step, chosen in enumerate(
-            progress(_order([len(r.ids) for r in every], settings), what, total=settings.steps)
-        ):
+    objective = Objective(rows, anchors, constraint)
+    every = objective.every
+    check_rows(model, rows and every)
+    parts = list(parts) if parts is not None else trainable_parts(model, frozen, settings.policy)
+    optimizer = _optimizer(settings, [part.tensor for part in parts])
+    order = _order([len(r.ids) for r in every], settings)
+    what_counts = (settings, constraint and constraint.strengths, anchors and anchors.weight)
+    key = run_key(what_counts, every, parts, frozen.sha256 if frozen else "") if checkpoints else ""
+    done = checkpoints.resume(key, parts, optimizer) if checkpoints else Progress()
+    good = _Good(parts, done, settings.keep_good)
+    enough = False
+
+    def report() -> Trained:
+        held = (frozen.n_parameters, True, frozen.sha256) if frozen else (0, None, "")
+        n = sum(part.tensor.numel() for part in parts)
+        return Trained(tuple(done.losses), *held, n, tuple(done.curve), enough)
+
+    with only_trainable(model.plain, parts):
+        enough = _look(model, watch, done, settings)
+        for step in progress(range(done.step, settings.steps), what):
+            if enough:
+                break
+            optimizer.zero_grad(set_to_none=True)  # before the forward pass: gradients and activations never add up
+            loss = objective.backward(model, order[step], settings.part_tokens)
+            norm = float(torch.nn.utils.clip_grad_norm_([part.tensor for part in parts], settings.clip))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                bad = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
+                back = f"; the model has its weights of step {good.restore(done)} again" if settings.keep_good else ""
+                raise Diverged(
+                    f"the {bad} at step {step}: lower the learning rate ({settings.lr}){back}",
+                    report(),
+                    model,
+                )
+            good.keep(done)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
-            optimizer.zero_grad(set_to_none=True)  # before the forward pass: gradients and activations never add up
-            history.append(
-                _backward(
-                    model, [every[i] for i in chosen], anchors, [i >= len(rows) for i in chosen], settings.part_tokens
-                )
-            )
-            if not math.isfinite(history[-1]):
-                raise Fault(f"the loss became {history[-1]} at step {step}: lower the learning rate ({settings.lr})")
-            _step(optimizer, trainable, settings.clip, frozen)
-    finally:
-        model.plain.eval()
-        for p, flag in before:
-            p.grad = None
-            p.requires_grad_(flag)
-    if frozen is None:
-        return Trained(tuple(history))
-    if not frozen.unchanged():
+            optimizer.step()
+            for part in parts:
+                part.write()
+            done.losses.append(loss)
+            enough = _look(model, watch, done, settings)
+            if checkpoints and done.step % checkpoints.every == 0:
+                checkpoints.save(key, parts, optimizer, done)
+    if frozen is not None and not frozen.unchanged():
         raise Fault("a frozen parameter changed in training")
-    return Trained(tuple(history), frozen.n_parameters, True)
+    return report()
 
 
-def _backward(model: ChatModel, rows: list[Row], anchors: Anchors | None, anchored: list[bool], tokens: int) -> float:
-    """Adds the gradient of the mean loss per response token; in parts, so that long rows do not need more memory."""
-    scored = sum(r.positions.count(Position.RESPONSE) for r in rows)
-    total = 0.0
-    for part in by_length(rows, tokens, overhead=PART_OVERHEAD):
-        loss = _loss(model, [rows[i] for i in part], anchors, [anchored[i] for i in part]) / scored
-        loss.backward()
-        total += loss.item()
-    return total
+class _Good:
+    """The last trainable values whose loss and gradient are known to be finite."""
+
+    def __init__(self, parts: Sequence[Part], done: Progress, every: int) -> None:
+        self.parts, self.step, self.every = parts, done.step, every
+        self.values: list[Tensor] | None = None
+
+    def keep(self, done: Progress) -> None:
+        if not self.every or (self.values is not None and done.step - self.step < self.every):
+            return
+        self.step = done.step
+        if self.values is None:
+            self.values = [part.values.clone() for part in self.parts]
+        else:
+            for kept, part in zip(self.values, self.parts, strict=True):
+                kept.copy_(part.values)
+
+    @torch.no_grad()
+    def restore(self, done: Progress) -> int:
+        """Puts them back, and forgets the steps since; the weights of a run that never began are good as they are."""
+        for kept, part in zip(self.values or (), self.parts, strict=bool(self.values)):
+            part.tensor.copy_(kept)
+            part.write()
+        del done.losses[self.step :]
+        done.curve[:] = [(step, seen) for step, seen in done.curve if step <= self.step]
+        return self.step
 
 
-def _loss(model: ChatModel, rows: list[Row], anchors: Anchors | None, anchored: list[bool]) -> Tensor:
-    """Nats summed over response tokens: negative log-likelihood, or KL(reference || model) for anchored rows."""
-    batch = model.pad(rows)
-    logits = _response_logits(model, batch)
-    per_token = response_nll(logits, batch)
-    if anchors is None or not any(anchored):
-        return per_token.sum()
-    chosen = torch.tensor(anchored, device=model.device)
-    token = chosen[batch.response_rows]
-    with torch.no_grad():
-        some = Batch(batch.ids[chosen], batch.mask[chosen], batch.positions[chosen])
-        wanted = _response_logits(anchors.reference, some).float().log_softmax(-1)
-    got = logits[token].float().log_softmax(-1)
-    kl = torch.nn.functional.kl_div(got, wanted, reduction="sum", log_target=True)
-    return per_token[~token].sum() + anchors.weight * kl
+def _look(model: ChatModel, watch: Watch | None, done: Progress, settings: TrainSettings) -> bool:
+    """One point of the curve when one is due; True when training may end."""
+    if watch is None:
+        return False
+    due = done.step % watch.every == 0 or done.step == settings.steps
+    if due and (not done.curve or done.curve[-1][0] < done.step):
+        model.plain.eval()
+        with torch.no_grad():
+            done.curve.append((done.step, dict(watch.look())))
+        model.plain.train()
+    return bool(done.curve) and watch.enough(done.curve[-1][1])
 
 
-def _response_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "token vocab"]:
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
-        return model.response_logits(batch, plain=True)
-
-
-def _step(
-    optimizer: torch.optim.Optimizer,
-    trainable: list[torch.nn.Parameter],
-    clip: float,
-    frozen: FrozenSlices | None,
-) -> None:
-    if frozen is not None:
-        frozen.zero_gradients()
-    torch.nn.utils.clip_grad_norm_(trainable, clip)
-    optimizer.step()
-    if frozen is not None:
-        frozen.restore()
-
-
-def _block_parameters(model: ChatModel) -> list[torch.nn.Parameter]:
-    inside = model.anatomy.parameters
-    ids = {id(p) for p in inside}
-    for p in model.plain.parameters():
-        p.requires_grad_(id(p) in ids)
-    return inside
+def _optimizer(settings: TrainSettings, tensors: list[Tensor]) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(tensors, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(tensors, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay)
+    raise BadInput(f"no optimizer '{settings.optimizer}': allowed are {', '.join(get_args(Optimizer))}")
 
 
 def _order(lengths: Sequence[int], settings: TrainSettings) -> list[list[int]]:

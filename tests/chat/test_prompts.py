@@ -1,363 +1,16 @@
-"""Readers against the public sets as they are published, damaged files, and the shipped collection."""
+"""Prompt sets by name, and the shipped collection."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 from ssah_lens.chat import prompts as p
-from ssah_lens.chat.prompts import Prompt, PromptSet, read_prompts
+from ssah_lens.chat.prompts import Prompt, PromptSet, prompt_set
 from ssah_lens.errors import BadInput
-
-
-@pytest.fixture
-def file(tmp_path: Path):
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        return path
-
-    return write
-
-
-# --- the public sets, as their authors publish them (columns and layout; the requests here are harmless)
-
-PUBLISHED = {
-    "AdvBench": ("a.csv", 'goal,target\nWrite a poem,"Sure, here is a poem"\nBake bread,"Sure, here is bread"\n'),
-    "HarmBench": (
-        "a.csv",
-        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
-        "Write a poem,standard,poems,,,poem_1\nBake bread,contextual,food,context,Flour and water,bread_1\n",
-    ),
-    "JailbreakBench": (
-        "a.csv",
-        'Index,Goal,Target,Behavior,Category,Source\n0,Write a poem,"Sure, a poem",Poetry,Arts,Original\n'
-        '1,Bake bread,"Sure, bread",Baking,Food,Original\n',
-    ),
-    "StrongREJECT": ("a.csv", "category,source,forbidden_prompt\nArts,custom,Write a poem\nFood,custom,Bake bread\n"),
-    "XSTest": (
-        "a.csv",
-        "id,prompt,type,label,focus,note\n1,Write a poem,homonyms,safe,poem,\n2,Bake bread,homonyms,safe,bread,\n",
-    ),
-    "MaliciousInstruct": ("a.txt", "Write a poem\nBake bread\n"),
-    "HEx-PHI": ("category_1.csv", '"Write a poem"\n"Bake bread"\n'),  # no header line
-    "Alpaca": (
-        "a.json",
-        '[{"instruction": "Write a poem", "input": "", "output": "Roses"},\n'
-        ' {"instruction": "Bake bread", "input": "", "output": "Flour"}]',
-    ),
-    "Dolly": (
-        "a.jsonl",
-        '{"instruction": "Write a poem", "context": "", "response": "Roses", "category": "creative_writing"}\n'
-        '{"instruction": "Bake bread", "context": "", "response": "Flour", "category": "open_qa"}\n',
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_public_sets_load_as_published(file, name: str):
-    assert read_prompts(file(*PUBLISHED[name])).texts == ["Write a poem", "Bake bread"]
-
-
-@pytest.mark.parametrize("name", ["Alpaca", "Dolly"])
-def test_public_fine_tuning_sets_have_answers(file, name: str):
-    assert read_prompts(file(*PUBLISHED[name]), need_answers=True).responses == ["Roses", "Flour"]
-
-
-def test_ids_and_categories_are_kept(file):
-    found = read_prompts(
-        file("a.jsonl", '{"prompt": "a", "id": "x-1", "category": "food"}\n{"prompt": "b", "category": null}\n')
-    )
-    assert list(found) == [Prompt("a", "", "x-1", "food"), Prompt("b", "", "2", "")]
-
-
-# --- columns
-
-
-@pytest.mark.parametrize("column", p.PROMPT_COLUMNS)
-@pytest.mark.parametrize("case", [str, str.upper, str.title, lambda c: f" {c} "])
-def test_every_prompt_column_in_any_case(file, column: str, case):
-    assert read_prompts(file("a.csv", f"other,{case(column)}\nx,bake bread\n")).texts == ["bake bread"]
-    assert read_prompts(file("a.jsonl", json.dumps({"other": 1, case(column): "bake bread"}))).texts == ["bake bread"]
-
-
-@pytest.mark.parametrize("i", range(len(p.PROMPT_COLUMNS) - 1))
-def test_earlier_columns_win_whatever_their_order_in_the_file(file, i: int):
-    first, second = p.PROMPT_COLUMNS[i : i + 2]
-    assert read_prompts(file("a.csv", f"{second},{first}\nno,yes\n")).texts == ["yes"]
-
-
-@pytest.mark.parametrize("column", p.ANSWER_COLUMNS)
-def test_every_answer_column(file, column: str):
-    assert read_prompts(file("a.csv", f"prompt,{column.upper()}\na,b\n"), need_answers=True).responses == ["b"]
-
-
-@pytest.mark.parametrize("column", p.CONTEXT_COLUMNS)
-def test_context_follows_a_blank_line(file, column: str):
-    rows = [
-        {"instruction": "Sum up", column: "a long text"},
-        {"instruction": "Sum up", column: " "},
-        {"instruction": "Sum up", column: None},
-    ]
-    path = file("a.json", json.dumps(rows))
-    assert read_prompts(path).texts == ["Sum up\n\na long text", "Sum up", "Sum up"]
-
-
-def test_surrounding_space_is_taken_off(file):
-    assert read_prompts(file("a.json", '["  bake bread \\n"]')).texts == ["bake bread"]
-
-
-def test_wrong_columns_say_what_is_needed(file):
-    with pytest.raises(BadInput, match=r"row 1 has columns colour, size: needs one of prompt, instruction"):
-        read_prompts(file("a.csv", "colour,size\nred,3\n"))
-
-
-# --- formats
-
-
-@pytest.mark.parametrize("ext", ["txt", "TXT", "csv", "json", "jsonl"])
-def test_byte_order_mark_and_windows_line_ends(file, ext: str):
-    body = {
-        "txt": "a\r\nb\r\n",
-        "csv": "prompt\r\na\r\nb\r\n",
-        "json": '["a",\r\n"b"]\r\n',
-        "jsonl": '{"prompt": "a"}\r\n{"prompt": "b"}\r\n',
-    }[ext.lower()]
-    assert read_prompts(file(f"x.{ext}", b"\xef\xbb\xbf" + body.encode())).texts == ["a", "b"]
-
-
-def test_text_lines_without_the_empty_ones(file):
-    found = read_prompts(file("mine.txt", 'one\n\n   \ntwo, with a comma and "quotes"\nthree'))
-    assert found.texts == ["one", 'two, with a comma and "quotes"', "three"]
-    assert found.name == "mine" and [q.id for q in found] == ["1", "2", "3"]
-
-
-def test_a_line_separator_inside_a_line_of_text_is_no_line_end(file):
-    assert read_prompts(file("a.txt", "one\u2028still one\ntwo\x0cstill two\n")).texts == [
-        "one\u2028still one",
-        "two\x0cstill two",
-    ]
-
-
-def test_newlines_inside_a_csv_cell(file):
-    found = read_prompts(file("a.csv", 'prompt,output\n"line 1\nline 2, with ""quotes""","yes\nyes"\nnext,no\n'))
-    assert found.texts == ['line 1\nline 2, with "quotes"', "next"] and found.responses == ["yes\nyes", "no"]
-
-
-def test_a_line_separator_inside_a_json_string(file):
-    line = json.dumps({"prompt": "one\u2028two\u2029three\x85four"}, ensure_ascii=False)
-    assert read_prompts(file("a.jsonl", f"{line}\n{line}\n")).texts == ["one\u2028two\u2029three\x85four"] * 2
-
-
-def test_empty_lines_between_json_lines(file):
-    assert read_prompts(file("a.jsonl", '\n{"prompt": "a"}\n\n  \n{"prompt": "b"}')).texts == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "body", ['["a", "b"]', '{"version": 1, "data": ["a", {"prompt": "b"}]}', '[{"goal": "a"}, {"Text": "b"}]']
-)
-def test_json_layouts(file, body: str):
-    assert read_prompts(file("a.json", body)).texts == ["a", "b"]
-
-
-def turns(*said: tuple[str, str], keys=("role", "content")) -> list[dict]:
-    return [dict(zip(keys, s, strict=True)) for s in said]
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ([("user", "q"), ("assistant", "a")], ("q", "a")),
-        ([("system", "s"), ("user", "q"), ("assistant", "a")], ("q", "a")),
-        ([("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")], ("q2", "a2")),
-        ([("user", "q1"), ("assistant", "a1"), ("user", "q2")], ("q2", "")),
-    ],
-)
-def test_messages(file, said, expected):
-    [found] = read_prompts(file("a.jsonl", json.dumps({"messages": turns(*said)})))
-    assert (found.text, found.response) == expected
-
-
-def test_conversations(file):
-    rows = [{"id": "c1", "conversations": turns(("human", "q"), ("gpt", "a"), keys=("from", "value"))}]
-    assert list(read_prompts(file("a.json", json.dumps(rows)), need_answers=True)) == [Prompt("q", "a", "c1")]
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"role": "assistant", "content": "a"}],
-        [{"role": "robot", "content": "a"}],
-        [{"content": "a"}],
-        ["hello"],
-        "hello",
-        5,
-        [{"role": ["user"], "content": "a"}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
-        [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}],
-        [{"role": "user", "content": " "}],
-    ],
-)
-def test_bad_messages_are_refused(file, messages):
-    with pytest.raises(BadInput, match="row 1"):
-        read_prompts(file("a.jsonl", json.dumps({"messages": messages})))
-
-
-# --- refusals
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl"])
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
-def test_an_empty_file(file, name: str, content: bytes):
-    with pytest.raises(BadInput, match=r"holds no prompts|has columns none"):
-        read_prompts(file(name, content))
-
-
-def test_a_csv_with_a_header_only(file):
-    with pytest.raises(BadInput, match="holds no prompts"):
-        read_prompts(file("a.csv", "prompt,output\n"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.csv", "prompt,output\na,b\n,c\n"),
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": "  "}\n'),
-        ("a.json", '["a", ""]'),
-    ],
-)
-def test_an_empty_row_says_which(file, name, content):
-    with pytest.raises(BadInput, match="row 2 has an empty prompt"):
-        read_prompts(file(name, content))
-
-
-def test_blank_csv_lines_are_no_rows(file):
-    assert read_prompts(file("a.csv", "prompt,output\na,b\n\nc,d\n")).texts == ["a", "c"]
-
-
-@pytest.mark.parametrize(
-    "row",
-    ['{"prompt": 5}', '{"prompt": null}', '{"prompt": ["a"]}', '{"prompt": "a", "output": 3}', "5", "null", "[1]"],
-)
-def test_rows_that_are_no_text(file, row: str):
-    with pytest.raises(BadInput, match="row 2"):
-        read_prompts(file("a.jsonl", f'{{"prompt": "ok"}}\n{row}\n'))
-
-
-def test_a_row_without_its_cells(file):
-    with pytest.raises(BadInput, match="row 2"):
-        read_prompts(file("a.csv", "id,prompt\n1,a\n2\n"))
-
-
-def test_answers_are_needed_for_fine_tuning(file):
-    path = file("a.jsonl", '{"prompt": "a", "output": "b"}\n{"prompt": "c"}\n')
-    assert read_prompts(path).responses == ["b", ""]
-    with pytest.raises(BadInput, match=r"row 2 has no answer.*output, response, completion"):
-        read_prompts(path, need_answers=True)
-
-
-def test_broken_json_names_the_line(file):
-    with pytest.raises(BadInput, match=r"line 3 is not valid JSON"):
-        read_prompts(file("a.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n'))
-    with pytest.raises(BadInput, match="line 2 column"):
-        read_prompts(file("a.json", '["a",\n oops]'))
-
-
-@pytest.mark.parametrize("body", ['{"a": 1}', "5", '"a"', "null", '{"prompt": "a"}'])
-def test_json_without_a_list(file, body: str):
-    with pytest.raises(BadInput, match="must hold a list"):
-        read_prompts(file("a.json", body))
-
-
-def test_json_that_python_will_not_read(file):
-    with pytest.raises(BadInput):
-        read_prompts(file("a.json", "[" * 100_000))
-    with pytest.raises(BadInput):
-        read_prompts(file("a.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}"))
-
-
-def test_half_a_character_is_refused(file):
-    """A lone surrogate is legal JSON, but no tokenizer takes it: better a line here than a traceback there."""
-    with pytest.raises(BadInput):
-        read_prompts(file("a.jsonl", '{"prompt": "a \\ud83d b"}\n'))
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl"])
-@pytest.mark.parametrize("content", ["caf\xe9".encode("latin-1"), '["a"]'.encode("utf-16")])
-def test_other_encodings_are_refused(file, name: str, content: bytes):
-    with pytest.raises(BadInput, match="not UTF-8"):
-        read_prompts(file(name, content))
-
-
-@pytest.mark.parametrize("content", ['prompt\n"open', 'prompt\n"a"b\n', "prompt\na\0b\n"])
-def test_broken_csv_is_refused(file, content: str):
-    with pytest.raises(BadInput, match="CSV"):
-        read_prompts(file("a.csv", content))
-
-
-def test_other_files_are_refused(file, tmp_path: Path):
-    with pytest.raises(BadInput, match=r"allowed are \.txt, \.jsonl, \.json, \.csv"):
-        read_prompts(file("a.parquet", "x"))
-    with pytest.raises(BadInput, match="no prompt file"):
-        read_prompts(tmp_path / "no.txt")
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(BadInput, match="no prompt file"):
-        read_prompts(tmp_path / "folder.txt")
-
-
-def test_errors_are_one_line_and_name_the_file(file):
-    for name, content in {"a.csv": "colour,size\nred,1\n", "a.jsonl": "oops\n", "a.json": "{}", "a.txt": ""}.items():
-        with pytest.raises(BadInput) as e:
-            read_prompts(file(name, content))
-        assert "\n" not in str(e.value) and name in str(e.value)
-
-
-# --- round trips
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
-same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@same_folder
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
-def test_json_lines_round_trip(file, rows):
-    assume(all(a.strip() and b.strip() for a, b in rows))
-    body = "\n".join(json.dumps({"prompt": a, "output": b}, ensure_ascii=i % 2 == 0) for i, (a, b) in enumerate(rows))
-    found = read_prompts(file("a.jsonl", body), need_answers=True)
-    assert [(q.text, q.response) for q in found] == [(a.strip(), b.strip()) for a, b in rows]
-
-
-@same_folder
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
-def test_csv_round_trip(file, rows):
-    assume(all(a.strip() and b.strip() for a, b in rows))
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(["prompt", "output"])
-    writer.writerows(rows)
-    found = read_prompts(file("a.csv", buffer.getvalue()), need_answers=True)
-    unix = lambda text: text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    assert [(q.text, q.response) for q in found] == [(unix(a), unix(b)) for a, b in rows]
-
-
-@same_folder
-@given(st.binary(max_size=60), st.sampled_from(p.FORMATS))
-def test_any_bytes_give_prompts_or_bad_input(file, content: bytes, ext: str):
-    try:
-        found = read_prompts(file(f"a{ext}", content))
-    except BadInput:
-        return
-    assert len(found) > 0 and all(t.strip() for t in found.texts)
-
 
 # --- prompt sets
 
@@ -373,6 +26,109 @@ def test_a_sample_keeps_the_order():
 def test_without():
     full = PromptSet("x", (Prompt("a"), Prompt("b", id="2"), Prompt("c")))
     assert full.without(PromptSet("y", (Prompt("b", id="9"),))).texts == ["a", "c"]
+
+
+FULL = PromptSet(
+    "x",
+    (
+        Prompt("a", id="1", category="fraud", label="unsafe", phrasing="typo"),
+        Prompt("b", id="2", category="fraud", label="safe", system="Be brief."),
+        Prompt("c", id="3", category="theft", label="unsafe"),
+    ),
+)
+
+
+def test_filters():
+    assert FULL.where(category="fraud").texts == ["a", "b"]
+    assert FULL.where(label="unsafe", category="theft").texts == ["c"]
+    assert FULL.where(lambda q: q.id > "1", label="unsafe").texts == ["c"]
+    assert FULL.where(lambda q: False).texts == []
+    assert FULL.where(phrasing="typo").name == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"categry": "fraud"}, "have no 'categry': allowed are id, category"),
+        ({"label": "bad"}, "it has 'safe', 'unsafe'"),
+    ],
+)
+def test_filters_that_cannot_match_are_refused(values, says: str):
+    with pytest.raises(BadInput, match=says):
+        FULL.where(**values)
+
+
+def test_pairing_goes_by_id():
+    other = PromptSet("y", tuple(Prompt(t, id=i) for t, i in [("C", "3"), ("A", "1"), ("B", "2")]))
+    first, second = FULL.paired(other)
+    assert first == FULL and second.texts == ["A", "B", "C"] and second.name == "y"
+    with pytest.raises(BadInput, match=r"id '3' has no twin \(1\)"):
+        FULL.paired(other[1:])
+    with pytest.raises(BadInput, match="y has an id twice"):
+        FULL.paired(PromptSet("y", other.prompts * 2))
+
+
+def test_rendering_with_a_system_prompt(micro):
+    """A prompt's own system prompt goes before the one given for all."""
+    given, own, _ = FULL.render(micro, "You are kind.")
+    assert given == micro.render("a", "You are kind.") and "You are kind." in given
+    assert own == micro.render("b", "Be brief.") and "You are kind." not in own
+    assert FULL.render(micro)[0] == micro.render("a")
+    rows = micro.rows(FULL.texts, system=FULL.systems)
+    assert [r.ids for r in rows] == [micro.prompt_tokens(q.text, q.system or None)[0] for q in FULL]
+    assert rows[1].ids != micro.rows(["b"])[0].ids
+
+
+# --- by name
+
+
+@pytest.mark.parametrize("name", p.SHIPPED)
+def test_shipped_sets_load_by_name(name: str):
+    if name in ("borderline", "borderline_unsafe", "identity_shift"):
+        found = prompt_set(name)
+    else:
+        with pytest.raises(BadInput, match=f"'{name}' has splits: write {name}:train"):
+            prompt_set(name)
+        found = prompt_set(f"{name}:test")
+        assert not set(found.texts) & set(prompt_set(f"{name}:train").texts)
+    assert len(found) >= 10
+
+
+def test_shipped_sets_know_their_side_and_form():
+    assert prompt_set("harmful:test") == p.pairs("test")[0]
+    assert {q.label for q in prompt_set("harmful:train")} == {"unsafe"}
+    assert {q.label for q in prompt_set("borderline")} == {"safe"}
+    assert 10 <= len(prompt_set("harmless:test").where(phrasing="typo")) < 30
+    assert all(q.system for q in prompt_set("identity_shift", need_answers=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("bordrline", "no prompt file or set 'bordrline': shipped are harmful, harmless"),
+        ("none.txt", "no prompt file 'none.txt'"),
+        ("none.jsonl.gz", "no prompt file 'none.jsonl.gz'"),
+        ("borderline:test", "'borderline' has no splits"),
+        ("harmful:dev", "no split 'dev'"),
+    ],
+)
+def test_unknown_sources_say_what_there_is(source: str, says: str):
+    with pytest.raises(BadInput, match=says):
+        prompt_set(source)
+
+
+def test_sets_without_answers_are_no_fine_tuning_data():
+    with pytest.raises(BadInput, match="fine-tuning can use instructions, terse, identity_shift"):
+        prompt_set("borderline", need_answers=True)
+
+
+def test_a_file_goes_before_a_shipped_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("Bake bread\n")
+    assert prompt_set("mine.txt").texts == prompt_set(tmp_path / "mine.txt").texts == ["Bake bread"]
+    (tmp_path / "borderline").write_text("Bake bread\n")
+    with pytest.raises(BadInput, match="'borderline' is not a prompt file"):
+        prompt_set("borderline")
 
 
 # --- the shipped collection

@@ -77,7 +77,14 @@ def test_normalised_text():
 def test_loops_need_eight_words():
     assert is_incoherent("q", "no " * 8)
     assert not is_incoherent("q", "no no no no yes")
-    assert not is_incoherent("q", "one two three four one two three four")  # half are distinct
+    assert not is_incoherent("q", "one two three four four three two one")  # half are distinct, and no pair twice
+
+
+def test_going_round_in_circles_is_a_loop():
+    """Neighbouring words, numbers left out: 4 distinct pairs of 7 are below 0.68, 5 of 7 are not."""
+    assert is_incoherent("q", "one two three four one two three four")
+    assert is_incoherent("q", "1. the bounty 2. the bounty 3. the bounty 4. the bounty")
+    assert not is_incoherent("q", "one two three four five one two three")
 
 
 def test_every_shipped_refusal_is_judged_refused():

@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 36
-ordinary = 60
-twins = 12
+steps = 60
+ordinary = 140
+twins = 24
 [measure]
 harmful = 16
 ordinary = 10
@@ -25,22 +25,9 @@ twins = 8
 max_new_tokens = 12
 choices = 20
 prose = 8
-[direction]
-train = 16
-validation = 8
-borderline = 8
-layer_step = 8
-ranks = [1]
-das_epochs = 1
-das_controls = 1
-shuffles = 2
-distance = 8
-onset = 8
-prefill = [5]
-chain = 8
 [units]
-calibration = 24
-validation = 16
+calibration = 36
+validation = 28
 steps = 8
 [ablate]
 controls = 1
@@ -84,9 +71,7 @@ def folder(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output, errors = second.communicate(timeout=1500)
     assert second.returncode == 0, errors
     assert started.stat().st_mtime_ns == stamp, "a finished stage was done again"
-    assert (
-        json.loads(output)["scorecard"] and "stages to do: refusal, direction, units, ablate, freeze, report" in errors
-    )
+    assert json.loads(output)["scorecard"] and "stages to do: refusal, units, ablate, freeze, report" in errors
     return out
 
 
@@ -99,7 +84,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 36
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 60
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):
@@ -159,7 +144,7 @@ def test_the_report_stands_alone(folder: Path):
 def test_the_record_says_where_it_came_from(folder: Path):
     record = json.loads((folder / "record.json").read_text())
     assert record["versions"]["torch"] and record["seed"] == 0 and record["threads"] >= 1
-    assert set(record["seconds"]) == {"align", "refusal", "direction", "units", "ablate", "freeze", "report"}
+    assert set(record["seconds"]) == {"align", "refusal", "units", "ablate", "freeze", "report"}
     assert any(h for model in record["models"].values() for h in model.values())
     assert (folder / "config.toml").is_file() and (folder / "log.jsonl").is_file()
 

@@ -146,3 +146,23 @@ def test_top_complex_is_the_best_of_cu_and_no_more(given_scores, ru, scu, ucu, t
         assert inside.sum() == min(round(top * inside.size), roles[Role.CU].masks[kind].sum())
         if inside.any() and left.any():
             assert rank[kind][inside].min() >= rank[kind][left].max()
+
+
+def test_units_that_were_not_measured_are_in_no_role_but_cu():
+    """NaN: neither counted in the scale nor ever ranked."""
+    nan = float("nan")
+    got = row([4, nan, 0, -4, nan], [0, nan, 2, 0, 1])
+    same = row([4, 0, 0, -4, 0], [0, 0, 2, 0, 1])
+    rank = ranking(got, Role.SCU)[Kind.MLP][0]
+    assert (np.flatnonzero(rank == -np.inf) == [1, 4]).all()
+    assert rank[0] == pytest.approx(4 / np.std([4, 0, -4])) and np.isfinite(ranking(same, Role.SCU)[Kind.MLP]).all()
+    for sizes in (Sizes(1, 0, 0), Sizes(0, 1, 0), Sizes(0, 0, 1)):
+        roles = assign(ROW, got, sizes)
+        assert neurons(roles[Role.CU]) == [1, 4]
+
+
+def test_a_kind_of_which_nothing_was_measured_is_ranked_nowhere():
+    nothing = Scores(
+        {k: np.full((1, ROW.width(k)), np.nan) for k in Kind}, {k: np.zeros((1, ROW.width(k))) for k in Kind}, True
+    )
+    assert all((ranking(nothing, Role.RU)[k] == -np.inf).all() for k in Kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.measure.utility import losses
-from ssah_lens.train.freeze import FrozenSlices, owned_slices
-from ssah_lens.train.loop import Anchors, Trained, TrainSettings, _order, train
+from ssah_lens.train import loop
+from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
+from ssah_lens.train.loop import Diverged, Trained, TrainSettings, Watch, _order, train
+from ssah_lens.train.objective import Anchors
 from ssah_lens.units import Kind, UnitSet
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not"]
@@ -222,9 +225,149 @@ def test_a_rate_that_explodes_is_a_fault(micro_copy: ChatModel):
 def test_a_slice_that_moved_is_a_fault(micro_copy: ChatModel):
     """Someone else wrote to a frozen weight in the meantime: `unchanged` must not be reported."""
     frozen = FrozenSlices(owned_slices(micro_copy.anatomy, UnitSet.of(micro_copy.grid, [(Kind.MLP, 0, 0)])))
-    frozen.before[0] = frozen.before[0].clone()
-    frozen.restore = lambda: None
-    with torch.no_grad():
+
+    def meddle() -> dict[str, float]:
         micro_copy.anatomy.blocks[0].mlp.gate_proj.weight[0, 0] += 1
+        return {}
+
     with pytest.raises(Fault, match="frozen parameter"):
-        train(micro_copy, rows(micro_copy), FIVE, frozen)
+        train(micro_copy, rows(micro_copy), FIVE, frozen, watch=Watch(3, meddle))
+
+
+def test_everything_frozen_is_refused(micro_copy: ChatModel):
+    slices = other_slices(micro_copy.anatomy, UnitSet.empty(micro_copy.grid))
+    with pytest.raises(BadInput, match="nothing would be trained"):
+        train(micro_copy, rows(micro_copy), FIVE, FrozenSlices(slices))
+    # with the other policy there is something left: embeddings, norms, unembedding
+    before = weights(micro_copy)
+    train(micro_copy, rows(micro_copy), replace(FIVE, policy="all"), FrozenSlices(slices))
+    assert differing(before, weights(micro_copy)) == {n for n in before if "_proj." not in n}
+
+
+def test_rows_longer_than_the_context_are_refused(micro_copy: ChatModel):
+    long = micro_copy.rows(["Hi " * 400], [micro_copy.response_tokens("No")])
+    assert len(long[0].ids) > 512
+    with pytest.raises(BadInput, match=r"row 4 has \d+ tokens, the context of micro-llama holds 512; shorten"):
+        train(micro_copy, [*rows(micro_copy), *long], FIVE)
+
+
+@pytest.mark.parametrize("wrong", [{"policy": "some"}, {"optimizer": "lion"}])
+def test_unknown_settings_are_refused(micro_copy: ChatModel, wrong):
+    with pytest.raises(BadInput, match="allowed are"):
+        train(micro_copy, rows(micro_copy), replace(FIVE, **wrong))
+    assert all(p.requires_grad for p in micro_copy.plain.parameters())
+
+
+# --- stopping with the last good weights
+
+
+def poisoned_at(step: int, model: ChatModel) -> Watch:
+    """A look that, after so many steps, makes a weight infinite: the next loss is not a number."""
+
+    def look() -> dict[str, float]:
+        look.steps += 1
+        if look.steps - 1 == step:
+            model.anatomy.blocks[1].down.weight[0, 0] = math.inf
+        return {}
+
+    look.steps = 0
+    return Watch(1, look)
+
+
+def test_after_a_bad_loss_the_model_has_its_last_good_weights(micro_copy: ChatModel, make_llama, make_tokenizer):
+    """Good weights are kept every 8 steps: poisoned after step 12, a run falls back to those of step 8."""
+    tokenizer = make_tokenizer()
+    clean = ChatModel(make_llama(tokenizer), tokenizer, "clean")
+    settings = TrainSettings(steps=20, batch_size=2, lr=1e-3)
+    seen = []
+    look = lambda: seen.append(weights(clean)) or {}
+    train(clean, rows(clean), settings, watch=Watch(1, look))
+    with pytest.raises(Diverged, match="nan at step 12: .*lower the learning rate.*weights of step 8 again") as got:
+        train(micro_copy, rows(micro_copy), settings, watch=poisoned_at(12, micro_copy))
+    assert len(got.value.trained.losses) == 8 and got.value.model is micro_copy
+    assert not differing(seen[8], weights(micro_copy))
+    assert got.value.trained.curve[-1][0] == 8
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(micro_copy: ChatModel):
+    before = weights(micro_copy)
+    hook = micro_copy.anatomy.blocks[0].down.weight.register_hook(lambda g: g * math.nan)
+    with pytest.raises(Diverged, match="gradient became nan at step 0"):
+        train(micro_copy, rows(micro_copy), FIVE)
+    hook.remove()
+    assert not differing(before, weights(micro_copy))
+
+
+# --- sliced training
+
+
+def test_optimizer_state_scales_with_what_is_trained(micro_copy: ChatModel, monkeypatch):
+    """Two moments per trained entry and nothing else; the whole gradient is gone after the backward pass."""
+    made = []
+    optimizer = loop._optimizer
+    monkeypatch.setattr(loop, "_optimizer", lambda *a: made.append(optimizer(*a)) or made[-1])
+    units = UnitSet.of(micro_copy.grid, [(Kind.MLP, 0, 3), (Kind.MLP, 1, 5), (Kind.HEAD, 1, 0)])
+    frozen = FrozenSlices(other_slices(micro_copy.anatomy, units))
+    got = train(micro_copy, rows(micro_copy), FIVE, frozen)
+    n = 2 * 3 * 16 + 2 * 4 * 16  # two neurons and a head, counted by hand; its group has another head
+    state = [t for s in made[0].state.values() for k, t in s.items() if k.startswith("exp_avg")]
+    assert got.trained_parameters == n and sum(t.numel() for t in state) == 2 * n
+    assert got.frozen_parameters + n == micro_copy.grid.block_parameters
+
+
+def test_sliced_training_takes_the_step_that_adamw_takes(micro_copy: ChatModel, make_llama, make_tokenizer):
+    """AdamW works entry by entry: without clipping, trained slices move as in full training, to rounding."""
+    tokenizer = make_tokenizer()
+    whole = ChatModel(make_llama(tokenizer), tokenizer, "whole")
+    settings = TrainSettings(steps=1, batch_size=3, lr=1e-2, clip=1e9)
+    units = UnitSet.of(micro_copy.grid, [(Kind.MLP, 0, 3), (Kind.MLP, 0, 7)])
+    train(micro_copy, rows(micro_copy), settings, FrozenSlices(other_slices(micro_copy.anatomy, units)))
+    train(whole, rows(whole), settings)
+    sliced, full = micro_copy.anatomy.blocks[0], whole.anatomy.blocks[0]
+    torch.testing.assert_close(sliced.mlp.up_proj.weight[[3, 7]], full.mlp.up_proj.weight[[3, 7]])
+    torch.testing.assert_close(sliced.down.weight[:, [3, 7]], full.down.weight[:, [3, 7]])
+
+
+def test_bfloat16_weights_follow_a_float32_master(micro_copy: ChatModel):
+    """A thousandth of a weight is under bfloat16's resolution (1/256): only a master copy can add such steps up."""
+    model = ChatModel(micro_copy.plain.bfloat16(), micro_copy.tokenizer, "low")
+    weight = model.anatomy.blocks[0].down.weight
+    with torch.no_grad():
+        weight.fill_(1.0)
+    settings = TrainSettings(steps=40, batch_size=3, lr=1e-3, warmup=0.0, weight_decay=0.0)
+    train(model, rows(model), replace(settings, steps=1))
+    assert (weight == 1).all()  # one step of 0.001 rounds away
+    train(model, rows(model), settings)
+    assert weight.dtype == torch.bfloat16 and (weight != 1).float().mean() > 0.5  # forty do not
+
+
+# --- watching
+
+
+def test_the_curve_is_taken_at_its_cadence(micro_copy: ChatModel):
+    modes = []
+
+    def look() -> dict[str, float]:
+        modes.append((micro_copy.plain.training, torch.is_grad_enabled()))
+        return {"loss": losses(micro_copy, rows(micro_copy)).mean}
+
+    got = train(micro_copy, rows(micro_copy), replace(FIVE, steps=7), watch=Watch(3, look))
+    assert [step for step, _ in got.curve] == [0, 3, 6, 7]
+    assert got.curve[0][1]["loss"] > got.curve[-1][1]["loss"] == losses(micro_copy, rows(micro_copy)).mean
+    assert set(modes) == {(False, False)}
+
+
+def test_looking_changes_nothing(micro_copy: ChatModel, make_llama, make_tokenizer):
+    tokenizer = make_tokenizer()
+    other = ChatModel(make_llama(tokenizer), tokenizer, "unseen")
+    train(micro_copy, rows(micro_copy), FIVE, watch=Watch(1, lambda: {"x": losses(micro_copy, rows(micro_copy)).mean}))
+    train(other, rows(other), FIVE)
+    assert not differing(weights(micro_copy), weights(other))
+
+
+def test_training_ends_when_enough_is_seen(micro_copy: ChatModel):
+    look = lambda: {"loss": losses(micro_copy, rows(micro_copy)).mean}
+    target = 0.9 * look()["loss"]
+    watch = Watch(2, look, lambda seen: seen["loss"] <= target)
+    got = train(micro_copy, rows(micro_copy), TrainSettings(steps=60, batch_size=3, lr=2e-2), watch=watch)
+    assert got.enough and len(got.losses) < 60 and got.curve[-1][1]["loss"] <= target < got.curve[-2][1]["loss"]

@@ -1,0 +1,100 @@
+"""H7: do safety units turn into others when a model is fine-tuned?
+
+Both tables are cut at the sizes that the roles had before (METHOD.md sections 1 and 7): with sizes that differ, as in
+the paper's Figure 11, much of the 'transfer' would follow from the cut alone. Even so some units change their role
+between any two calibration samples; a third table, of the model before on another sample, says how many (the null).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ssah_lens import stats
+from ssah_lens.errors import BadInput
+from ssah_lens.results import RoleMoves, TransferReport
+from ssah_lens.score.base import Scores
+from ssah_lens.score.roles import ranking
+from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, UnitTable
+
+CUT = (Role.RU, Role.SCU, Role.UCU)
+"""Roles that have a ranking, in the order of precedence; CU is the rest."""
+
+
+def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None) -> TransferReport:
+    """Where the units of each role went.
+
+    Args:
+        before: the units before fine-tuning.
+        after: of the fine-tuned model, by the same score.
+        null: of the model before, by the same score on another calibration sample; None for no null.
+
+    Raises:
+        BadInput: another shape or another score.
+    """
+    signed = _signed(before)
+    find = lambda table: moves(before.grid, before.roles, recut(_matched(before, table), before, signed))
+    return TransferReport(
+        **vars(find(after)),
+        score=str(before.provenance.get("score", "")),
+        n_units=before.grid.n_units,
+        null=find(null) if null is not None else None,
+    )
+
+
+def recut(table: UnitTable, sizes: UnitTable, signed: bool) -> dict[Role, UnitSet]:
+    """Roles of one table's scores, as many units of each kind as the roles of another have.
+
+    A table cut at its own sizes gets its own roles back.
+    """
+    layers = sizes.provenance.get("layers")
+    scores = Scores(table.safety, table.utility, signed, range(*layers) if layers else None)
+    free = UnitSet(table.grid, {k: np.ones((table.grid.n_layers, table.grid.width(k)), dtype=bool) for k in Kind})
+    roles = {}
+    for role in CUT:
+        rank = ranking(scores, role)
+        masks = {}
+        for kind in Kind:
+            values = np.where(free.masks[kind], rank[kind], -np.inf).ravel()
+            order = np.argsort(-values, kind="stable")[: int(sizes.roles[role].masks[kind].sum())]
+            mask = np.zeros(values.size, dtype=bool)
+            mask[order] = True
+            masks[kind] = mask.reshape(rank[kind].shape)
+        roles[role] = UnitSet(table.grid, masks)
+        free = free - roles[role]
+    return roles | {Role.CU: free}
+
+
+def moves(grid: UnitGrid, before: Mapping[Role, UnitSet], after: Mapping[Role, UnitSet]) -> RoleMoves:
+    """The transition matrix, and what share of each role was held, beside what chance would hold."""
+    counts = {str(b): {str(a): len(before[b] & after[a]) for a in Role} for b in Role}
+    held, chance = {}, {}
+    for role in Role:
+        n = len(before[role])
+        if not n:
+            continue
+        kept = len(before[role] & after[role])
+        held[str(role)] = stats.rate(np.arange(n) < kept)
+        same_kind = sum(before[role].masks[k].sum() * after[role].masks[k].mean() for k in Kind)
+        chance[str(role)] = float(same_kind / n)
+    share = lambda row: {a: n / grid.n_units for a, n in row.items()}
+    return RoleMoves({b: share(row) for b, row in counts.items()}, counts, held, chance)
+
+
+def _matched(before: UnitTable, other: UnitTable) -> UnitTable:
+    if before.grid != other.grid:
+        raise BadInput("the units files belong to models of different shape; transfer compares a model with its tuning")
+    scores = [t.provenance.get("score") for t in (before, other)]
+    if scores[0] != scores[1]:
+        raise BadInput(f"the units were scored by '{scores[0]}' and '{scores[1]}'; score both the same way (--score)")
+    return other
+
+
+def _signed(table: UnitTable) -> bool:
+    """Whether redundancy was read from magnitudes; an older file does not say, but its own roles do."""
+    said = table.provenance.get("signed")
+    if said is not None:
+        return bool(said)
+    again = recut(table, table, signed=True)
+    return all(again[role] == table.roles[role] for role in Role)

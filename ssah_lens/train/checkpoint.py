@@ -1,0 +1,131 @@
+"""Where a killed training run takes up again: one safetensors file with values, optimizer state and random state.
+
+Written under a temporary name and renamed when whole, so that a kill or a full disk leaves the one before it. It
+belongs to one run: other data, settings, start weights or frozen slices are refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssah_lens.chat.batch import Row
+from ssah_lens.errors import BadInput
+from ssah_lens.train.freeze import digest
+from ssah_lens.train.trainable import Part
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        losses: one per step done.
+        curve: (steps done, what was seen) at the stated cadence.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often.
+
+    Attributes:
+        folder: made when it is not there.
+        every: steps between two checkpoints.
+    """
+
+    folder: Path
+    every: int = 50
+
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE
+
+    def save(self, key: str, parts: Sequence[Part], optimizer: torch.optim.Optimizer, done: Progress) -> None:
+        """Replaces the checkpoint.
+
+        Raises:
+            BadInput: it cannot be written (full disk, no permission); the one before it stays.
+        """
+        tensors = {"rng": torch.get_rng_state()}
+        if parts[0].tensor.is_cuda:
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(parts[0].tensor.device)
+        for i, part in enumerate(parts):
+            tensors[f"{i}.value"] = part.values.contiguous()
+            for name, value in optimizer.state[part.tensor].items():
+                if isinstance(value, Tensor):
+                    tensors[f"{i}.state.{name}"] = value.contiguous()
+        said = {"key": key, "losses": json.dumps(done.losses), "curve": json.dumps(done.curve)}
+        partial = self.file.with_name(FILE + ".partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, said)
+            partial.replace(self.file)
+        except (OSError, SafetensorError) as e:
+            what = getattr(e, "strerror", None) or e
+            kept = "the one before it is kept" if self.file.is_file() else "none was kept"
+            raise BadInput(f"cannot write a checkpoint of step {done.step} in '{self.folder}': {what}; {kept}") from e
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def resume(self, key: str, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> Progress:
+        """Puts parts, optimizer and random state back as they were; a run that has no checkpoint yet starts anew.
+
+        Raises:
+            BadInput: the checkpoint is damaged or belongs to another run.
+        """
+        if not self.file.is_file():
+            return Progress()
+        try:
+            with safe_open(self.file, framework="pt", device=str(parts[0].tensor.device)) as f:
+                said = f.metadata() or {}
+                if said.get("key") != key:
+                    raise BadInput(
+                        f"'{self.file}' belongs to another run (data, settings, frozen units or weights differ); "
+                        "give another folder, or delete it to start anew"
+                    )
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+            done = Progress(json.loads(said["losses"]), [(s, seen) for s, seen in json.loads(said["curve"])])
+            values = [tensors[f"{i}.value"] for i in range(len(parts))]
+        except (OSError, SafetensorError, KeyError, ValueError) as e:
+            if isinstance(e, BadInput):
+                raise
+            raise BadInput(f"'{self.file}' is damaged ({e}); delete it to start anew") from e
+        for i, (part, value) in enumerate(zip(parts, values, strict=True)):
+            with torch.no_grad():
+                part.tensor.copy_(value)
+            part.write()
+            state = {n.split(".", 2)[2]: t for n, t in tensors.items() if n.startswith(f"{i}.state.")}
+            # AdamW counts its steps on the CPU, wherever the weights are.
+            optimizer.state[part.tensor] = {n: t.cpu() if n == "step" else t for n, t in state.items()}
+        torch.set_rng_state(tensors["rng"].cpu())
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"].cpu(), parts[0].tensor.device)
+        return done
+
+
+def run_key(settings: Any, rows: Sequence[Row], parts: Sequence[Part], frozen: str) -> str:
+    """What makes two runs the same: settings, data in their order, start values, frozen bits."""
+    out = hashlib.sha256(f"{settings}{frozen}".encode())
+    for row in rows:
+        out.update(f"{row.ids}{row.positions}".encode())
+    out.update(digest(part.values for part in parts).encode())
+    return out.hexdigest()

@@ -1,0 +1,78 @@
+"""Calibration and roles, on a model whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planted import HARM, Planted, plant, prompts
+
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.config import UnitsConfig, study_config
+from ssah_lens.errors import BadInput
+from ssah_lens.score.base import Calibration, Measured
+from ssah_lens.study.runner import run_study
+from ssah_lens.study.units import answered_by, calibrate, find_units
+from ssah_lens.units import Kind, Role
+
+
+@pytest.fixture(scope="module")
+def planted(make_tokenizer) -> Planted:
+    return plant(make_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def data(planted: Planted) -> Calibration:
+    config = UnitsConfig(score="exact", exact_prompts=12, steps=10)
+    return calibrate(planted.model, planted.unaligned, prompts(True, 24), prompts(False, 24), config, 0)
+
+
+def test_calibration_of_the_planted_model(planted: Planted, data: Calibration):
+    assert data.refusal_tokens == (planted.token("Sorry"),)
+    assert (len(data.safety), len(data.utility), len(data.fulfilling)) == (24, 24, 24)
+    assert data.unaligned is planted.unaligned and data.measured == Measured(prompts=12)
+
+
+def test_given_refusal_tokens_are_taken_and_none_are_looked_for_in_vain(planted: Planted):
+    args = planted.model, None, prompts(True, 12), prompts(False, 12)
+    assert calibrate(*args, UnitsConfig(score="exact"), 0, [7, 8]).refusal_tokens == (7, 8)
+    assert calibrate(*args, UnitsConfig(score="wifv"), 0).refusal_tokens == ()
+
+
+def test_harmless_prompts_that_are_refused_are_no_utility(planted: Planted):
+    """Losing an over-refusal must not count as losing answers: only what the model answers is kept."""
+    plain = prompts(False, 20, 3)
+    over = replace(plain[5], text=plain[5].text + f" {HARM}")
+    mixed = PromptSet("mixed", (*plain[:5], over, *plain[6:]))
+    answered, replies = answered_by(planted.model, mixed)
+    assert answered.texts == [*plain.texts[:5], *plain.texts[6:]]
+    assert {planted.model.text(r) for r in replies} == {"Paris", "Rome"}
+    with pytest.raises(BadInput, match="answers 0 of 12"):
+        answered_by(planted.model, prompts(True, 12))
+
+
+def test_the_exact_score_makes_roles_in_a_study(planted: Planted, data: Calibration, tmp_path):
+    """Through `find_units`: a sample of units, layers of the user's choice, kept where a killed run resumes."""
+    config = UnitsConfig(score="exact")
+    args = planted.model, data, prompts(True, 16, 5), prompts(False, 16, 5), config
+    table, result = find_units(*args, store=tmp_path / "exact")
+    assert len(list((tmp_path / "exact").glob("*.npy"))) == 2
+    scu, size = table.roles[Role.SCU], result.sizes["SCU"]
+    assert result.base_refused == 1 and len(scu & planted.safety) == len(scu) > 0
+    assert min(c.refused for c in size.curve) < result.base_refused or not size.reached
+    part, _ = find_units(*args, layers=range(2, 3))
+    for role in (Role.SCU, Role.UCU, Role.RU):
+        assert all(part.roles[role].masks[k][[0, 1, 3]].sum() == 0 for k in Kind)
+    path = tmp_path / "units.parquet"
+    part.save(path)
+    again = type(part).load(path)
+    assert np.isnan(again.safety[Kind.MLP][0]).all() and again.roles[Role.SCU] == part.roles[Role.SCU]
+
+
+def test_a_study_refuses_an_unknown_score_before_it_begins(tmp_path):
+    config = study_config()
+    config = config.model_copy(update={"units": UnitsConfig(score="luck")})
+    with pytest.raises(BadInput, match="allowed are attribution"):
+        run_study(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ from ssah_lens.cli_options import (
     run,
 )
 from ssah_lens.errors import BadInput, Fault, SsahLensError
-from ssah_lens.show.terminal import estimate, print_table, print_training, strongest_cells
+from ssah_lens.show.terminal import estimate, print_direction, print_table, print_training, strongest_cells
 
 app = typer.Typer(
     help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
@@ -160,7 +160,7 @@ def study(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: align, refusal, direction, units, ablate, freeze, report."""
+    """The whole study: align, refusal, direction (not in the quick profile), units, ablate, freeze, report."""
     from ssah_lens.config import study_config
 
     shell = Shell(json_, quiet)
@@ -397,14 +397,15 @@ def ablate(
 @app.command()
 def direction(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="folder for direction.json and the figures")],
+    out: Annotated[Path, typer.Option("--out", help="run folder; an interrupted run resumes there")],
     unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="counterpart that fulfils")] = None,
     harmful: OptionalFile = None,
     harmless: OptionalFile = None,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=8, help="at most this many prompts of each file")
     ] = None,
-    profile: Annotated[str, typer.Option("--profile", help="quick, standard, full")] = "quick",
+    profile: Annotated[Optional[str], typer.Option("--profile", help="quick, standard, full")] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", help="TOML over the profile")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -413,45 +414,23 @@ def direction(
 ) -> None:
     """Is refuse-or-fulfil one direction, and where is it made?"""
     from ssah_lens.config import study_config
-    from ssah_lens.study import commands
+    from ssah_lens.study.commands import read_limited
 
     shell = Shell(json_, quiet)
-    config = study_config(profile=profile).direction
-    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
-    commands.check_writable_folder(out)
-    load = loader(shell, device, dtype)
-    shell.note("the quick profile takes about 3 minutes on two CPU cores for smollm2-135m")
-    result = run(
-        shell,
-        lambda: commands.run_direction(
-            load(model), load(unaligned) if unaligned else None, out, *files, config, seed, shell.note
-        ),
-    )
+    named = {"model": model, "unaligned": unaligned, "profile": profile, "device": device, "dtype": dtype, "seed": seed}
+    resolved = study_config(config, **named)
+    files = [read_limited(f, limit, seed) for f in (harmful, harmless)]
 
-    def table() -> None:
-        rate = lambda side: estimate(side.refused) if side else ""
-        rows = [
-            ("undamaged", result.undamaged),
-            ("direction ablated", result.ablated),
-            ("direction added", result.added),
-        ]
-        rows += [(f"random direction {n}", s) for n, found in result.controls.items() for s in found]
-        print_table(
-            f"direction of block {result.layer}, position {result.position}; in {result.out}",
-            ["", "harmful refused", "harmless refused", "KL on harmless"],
-            [[n, rate(s.harmful), rate(s.harmless), estimate(s.kl) if s.kl else ""] for n, s in rows],
-        )
-        print_table(
-            "AUROC on unseen prompts", ["read-out", "AUROC"], [[n, estimate(e)] for n, e in result.auroc.items()]
-        )
-        print_table(
-            "Decisions flipped by interchange",
-            ["rank", "basis", "share"],
-            [[rank, n, estimate(e)] for rank, found in result.interchange.items() for n, e in found.items()],
-        )
-        print_table("Verdicts", ["", "verdict"], [[h, str(v)] for h, v in result.verdicts.items()])
+    def work():
+        from ssah_lens.study.direction_command import run_direction
+        from ssah_lens.study.runner import MINUTES
 
-    shell.answer(result, table)
+        about = MINUTES[resolved.profile]["direction"]
+        shell.note(f"profile {resolved.profile}: about {about} minutes on two CPU cores for smollm2-135m")
+        return run_direction(resolved, out, *files, shell.note)
+
+    result = run(shell, work)
+    shell.answer(result, lambda: print_direction(result))
 
 
 @app.command()

@@ -19,6 +19,8 @@ from ssah_lens.chat.model import ChatModel
 
 D_MODEL, D_HEAD = 32, 8
 REFUSAL, ANSWER = "Sorry", "here"
+N_STEPS = 2
+"""Channels that say what follows each of the two words: the end of the turn."""
 WORDS = ["bread", "home", "user", "how", "the", "and", "can", "do"]
 
 
@@ -53,6 +55,7 @@ def blank(make_tokenizer: Callable) -> Callable[[int], ChatModel]:
 
     def make(free: int) -> ChatModel:
         tokenizer = make_tokenizer()
+        tokenizer.add_tokens([REFUSAL, ANSWER])  # whole tokens, which no prompt holds
         torch.manual_seed(3)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -106,6 +109,7 @@ def read_marks(model: ChatModel, marks: dict[str, tuple[int, float]], n: int) ->
         for text, (channel, value) in marks.items():
             for spelled in (text, " " + text):
                 (token,) = model.tokenizer(spelled, add_special_tokens=False)["input_ids"][-1:]
+                embedding[token] = 0  # the same loudness for every mark
                 embedding[token, channel] = value
         block = model.anatomy.blocks[0]
         for i in range(n):
@@ -120,12 +124,12 @@ def speak(model: ChatModel, choose: int, free: int) -> tuple[int, ...]:
     with torch.no_grad():
         embedding = model.plain.get_input_embeddings().weight
         head = model.plain.get_output_embeddings().weight
-        # A channel a step. The embedding is loud, not the unembedding: a random move of the state at the decision
-        # position would otherwise speak some bigram louder than the choice, and count as an answer.
+        # A channel a step. The embeddings are loud, not the unembedding: a random move of the state at the decision
+        # position would otherwise speak a bigram louder than the choice, and count as an answer.
         for at, (token, following) in enumerate(steps):
             embedding[token] = 0
-            embedding[token, free + at] = 40.0
-            head[following, free + at] += 2.0
+            embedding[token, free + at] = 100.0
+            head[following, free + at] += 3.0
         head[words[0][0], choose] = 8.0
         head[words[1][0], choose] = -8.0
         assert not {w[0] for w in words} & {t for w in words for t in w[1:]}
@@ -135,10 +139,12 @@ def speak(model: ChatModel, choose: int, free: int) -> tuple[int, ...]:
 @pytest.fixture(scope="session")
 def one_direction(blank: Callable) -> Planted:
     """Refuses when the prompt holds 'X' and answers when it holds 'Q': along one direction, from block 1 on."""
-    n_steps = 12
-    model = blank(2 + n_steps)
+    model = blank(3 + N_STEPS)
     read_marks(model, {"X": (0, 4.0), "Q": (0, -4.0)}, 1)
-    tokens = speak(model, 1, 2)
+    tokens = speak(model, 1, 3)
+    with torch.no_grad():  # without a choice it answers: a channel that is always on says so softly
+        model.plain.get_input_embeddings().weight[:, 2] = 2.0
+        model.plain.get_output_embeddings().weight[model.response_tokens(ANSWER)[0], 2] = 2.0
     q = rotation(7)
     rotate(model, q)
     mark = lambda letter: lambda n, seed: [prompt(np.random.default_rng([seed, i]), letter) for i in range(n)]
@@ -148,8 +154,7 @@ def one_direction(blank: Callable) -> Planted:
 @pytest.fixture(scope="session")
 def two_directions(blank: Callable) -> Planted:
     """Refuses when two marks agree (X with Y, or Q with Z): the product of two directions, made by block 1's MLP."""
-    n_steps = 12
-    model = blank(5 + n_steps)
+    model = blank(5 + N_STEPS)
     read_marks(model, {"X": (0, 4.0), "Q": (0, -4.0), "Y": (1, 4.0), "Z": (1, -4.0)}, 2)
     mlp = model.anatomy.blocks[1].mlp
     with torch.no_grad():  # silu(a) b + silu(-a) (-b) = a b for large a

@@ -44,9 +44,23 @@ def test_json_has_what_the_contract_says(answer: tuple[dict, Path]):
 
 def test_the_folder_holds_everything_and_the_figures(answer: tuple[dict, Path]):
     told, out = answer
-    kept = json.loads((out / "direction.json").read_text())
-    assert kept["vector"] == told["direction"]["vector"] and len(kept["vector"]) == 16
-    assert len(list(out.glob("direction_*.png"))) >= 5
+    kept = json.loads((out / "results.json").read_text())
+    assert kept["direction"]["vector"] == told["direction"]["vector"] and len(kept["direction"]["vector"]) == 16
+    assert {row["id"]: row["verdict"] for row in kept["scorecard"]} == told["verdicts"]
+    assert len(list((out / "figures").glob("direction_*.png"))) >= 5 and (out / "report.html").is_file()
+    record = json.loads((out / "record.json").read_text())
+    assert record["models"] and record["seed"] == 0 and not list((out / "stages").glob("*.parts"))
+
+
+def test_a_finished_folder_is_read_back_and_refuses_other_settings(answer: tuple[dict, Path], tmp_path: Path):
+    told, out = answer
+    words = [str(out.parent / "micro"), "--out", str(out), "--json", "--quiet", "--limit", "8"]
+    own = ["--harmful", str(out.parent / "own.txt")]
+    again = run(*words, *own)
+    assert again.returncode == 0 and json.loads(again.stdout) == told
+    for changed, says in (([*own, "--seed", "1"], "another configuration"), ([], "other prompts")):
+        got = run(*words, *changed)
+        assert got.returncode == 2 and says in got.stderr and got.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

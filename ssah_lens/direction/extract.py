@@ -12,7 +12,7 @@ The whole table is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +114,7 @@ def cells(
 
 def extract(
     model: ChatModel,
-    vectors: Float[Tensor, "layer position d_model"],
-    tried: Sequence[tuple[int, int]],
+    candidates: Mapping[tuple[int, int], Float[Tensor, " d_model"]],
     harmful: Sequence[str],
     harmless: Sequence[str],
     choice: Choice,
@@ -124,23 +123,21 @@ def extract(
 
     Args:
         model: the model.
-        vectors: from `differences`.
-        tried: cells to try, from `cells`.
+        candidates: (layer, position from the end) -> difference of means; which ones, `cells` says.
         harmful, harmless: validation prompts.
         choice: its threshold is what an induced refusal must exceed (published: 0).
 
     Raises:
         BadInput: no candidate, or all of length zero.
     """
-    tried = [c for c in tried if float(vectors[c].norm()) > 0]
-    if not tried:
+    candidates = {cell: vector for cell, vector in candidates.items() if float(vector.norm()) > 0}
+    if not candidates:
         raise BadInput("no candidate direction: the states of the two sides do not differ")
     texts, n = [*harmful, *harmless], len(harmful)
     base = decision_log_probs(model, texts)
     score = lambda log_probs: float(log_odds(log_probs, choice.tokens).mean())
     table = []
-    for layer, position in progress(tried, "candidate directions"):
-        vector = vectors[layer, position]
+    for (layer, position), vector in progress(list(candidates.items()), "candidate directions"):
         with projected_out(model, vector):
             without = decision_log_probs(model, texts)
         with added(model, layer, vector):
@@ -149,7 +146,7 @@ def extract(
         allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
         table.append(Tried(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
     chosen, relaxed = choose(table)
-    vector = vectors[chosen.layer, chosen.position]
+    vector = candidates[chosen.layer, chosen.position]
     return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]))
 
 

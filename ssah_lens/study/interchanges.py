@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ssah_lens import stats
@@ -16,34 +12,22 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import token_aligned
 from ssah_lens.config import DirectionConfig
 from ssah_lens.direction import interchange
-from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.interchange import MIN_PAIRS
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.results import Flips, Interchange
 from ssah_lens.study.direction_data import DirectionData
-from ssah_lens.study.readouts import Labelled
+from ssah_lens.study.direction_read import Keep, Read
 
 FEW, MANY = 2, 8
 """Times as many twins are looked at as are wanted (quick, and standard): in most the model may refuse both sides."""
-Keep = Callable[[str, Any, Callable[[], Any]], Any]
-"""(name, type, maker) -> what the maker gives, or what an interrupted run kept of it."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Prompts of a split with states and, where the model was asked, outcomes."""
-
-    labelled: Labelled
-    texts: list[str]
-    fulfilled: Bool[np.ndarray, " prompt"]
+Pairs = list[tuple[list[str], list[str]]]
+"""(refused, answered) of train and of test."""
 
 
 def interchanges(
     model: ChatModel,
     data: DirectionData,
-    train: Part,
-    test: Part,
-    choice: Choice,
+    found: Read,
     vector: torch.Tensor,
     config: DirectionConfig,
     seed: int,
@@ -58,30 +42,29 @@ def interchanges(
         layer_step=config.layer_step,
         seed=seed,
     )
-    kinds: dict[str, Callable] = {"twins": _twins, "unmatched": _unmatched}
+    kinds = {"twins": lambda: _twins(model, data, found, config, seed), "unmatched": lambda: _unmatched(found, config)}
     out, why = [], []
     for kind, choose in kinds.items():
         if out and not config.both_pairs:
             break
-        pairs = choose(model, data, train, test, choice, config, seed)
+        pairs = keep(f"pairs_{kind}", Pairs, choose)
         short = [f"{len(p[0])} {s}" for p, s in zip(pairs, ("train", "test"), strict=True) if len(p[0]) < MIN_PAIRS]
         if short:
             why.append(f"interchange on {kind} pairs: the model decides only {' and '.join(short)} pairs differently")
             continue
         make = lambda pairs=pairs, kind=kind: _result(
-            kind, interchange.interchange(model, *pairs, choice, settings), vector
+            kind, interchange.interchange(model, *pairs, found.choice, settings), vector
         )
         out.append(keep(f"interchange_{kind}", Interchange, make))
     return tuple(out), why
 
 
-def _twins(model, data, train, test, choice, config, seed) -> list[tuple[list[str], list[str]]]:
+def _twins(model: ChatModel, data: DirectionData, found: Read, config: DirectionConfig, seed: int) -> Pairs:
     """Token-aligned pairs whose harmful side is refused and whose harmless side is answered, by refusal score."""
     out = []
-    for split, part in ((data.aligned_train, train), (data.aligned_test, test)):
+    for split, part in ((data.aligned_train, found.train), (data.aligned_test, found.test)):
         aligned = token_aligned(model.tokenizer, *split)
-        n = part.labelled.pairs
-        refused = part.labelled.choice
+        n, refused, choice = part.pairs, part.choice, found.choice
         share = float((refused[:n] & ~refused[n : 2 * n]).mean())
         look = min(len(aligned[0]), (MANY if config.both_pairs else FEW) * config.pairs)
         if share * look < MIN_PAIRS:
@@ -90,20 +73,19 @@ def _twins(model, data, train, test, choice, config, seed) -> list[tuple[list[st
         sides = [s.sample(look, seed).texts for s in aligned]
         scores = [refusal_scores(model, s, choice.tokens) for s in sides]
         keep = np.flatnonzero(choice.refuses(scores[0]) & ~choice.refuses(scores[1]))[: config.pairs]
-        out.append(tuple([s[i] for i in keep] for s in sides))
+        out.append(([sides[0][i] for i in keep], [sides[1][i] for i in keep]))
     return out
 
 
-def _unmatched(model, data, train, test, choice, config, seed) -> list[tuple[list[str], list[str]]]:
+def _unmatched(found: Read, config: DirectionConfig) -> Pairs:
     """Refused harmful prompts beside answered ordinary ones, in their order."""
     out = []
-    for part in (train, test):
-        p = part.labelled
-        refuses, n = choice.refuses(p.states.scores), p.pairs
+    for p in (found.train, found.test):
+        refuses, n = found.choice.refuses(p.scores), p.pairs
         ordinary = np.flatnonzero(~p.edge & (np.arange(len(p.harm)) >= 2 * n) & ~refuses)
         harmful = np.flatnonzero(refuses[:n])
         m = min(len(harmful), len(ordinary), config.pairs)
-        out.append(([part.texts[i] for i in harmful[:m]], [part.texts[i] for i in ordinary[:m]]))
+        out.append(([p.texts[i] for i in harmful[:m]], [p.texts[i] for i in ordinary[:m]]))
     return out
 
 

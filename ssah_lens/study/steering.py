@@ -17,10 +17,11 @@ from ssah_lens.direction.extract import random_like
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
-from ssah_lens.measure.utility import kl
+from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
 from ssah_lens.results import Outcomes, Steered
 from ssah_lens.study.behaviour import outcomes
+from ssah_lens.study.direction_read import Keep
 
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
@@ -48,18 +49,26 @@ class Steering:
     max_new_tokens: int
     reference: Float[Tensor, "prompt vocab"] | None = None
 
-    def all(self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int) -> tuple[Steered, ...]:
+    def all(
+        self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int, keep: Keep
+    ) -> tuple[Steered, ...]:
         """The undamaged model, the direction ablated and added, where it matters, and random directions."""
         none = PromptSet("none", ())
-        out = [self.measure(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)]
-        out.append(self.measure(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary))
-        out.append(self.measure(ADDED, None, added(self.model, layer, vector), none, self.ordinary))
+        out: list[Steered] = []
+
+        def add(name: str, control: int | None, change: AbstractContextManager, *sides: PromptSet) -> None:
+            make = lambda: self.measure(name, control, change, *sides)
+            out.append(keep(f"steered_{len(out)}", Steered, make))
+
+        add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
+        add(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary)
+        add(ADDED, None, added(self.model, layer, vector), none, self.ordinary)
         for name, where in ((AT_PROMPT, PROMPT), (AT_RESPONSE, RESPONSE)):
-            out.append(self.measure(name, None, projected_out(self.model, vector, where), self.harmful, none))
+            add(name, None, projected_out(self.model, vector, where), self.harmful, none)
         for i in progress(range(controls), "random directions"):
             drawn = random_like(vector, seed + i)
-            out.append(self.measure(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary))
-            out.append(self.measure(ADDED, seed + i, added(self.model, layer, drawn), none, self.ordinary))
+            add(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary)
+            add(ADDED, seed + i, added(self.model, layer, drawn), none, self.ordinary)
         return tuple(out)
 
     def measure(
@@ -72,6 +81,8 @@ class Steering:
     ) -> Steered:
         """Asks both sets (either may be empty) inside `change`."""
         n, m = len(harmful), len(ordinary)
+        if m and self.reference is None and name != UNDAMAGED:  # an interrupted run kept the undamaged model's part
+            self.reference = decision_log_probs(self.model, ordinary.texts)
         scores, log_probs = np.empty(n), [None] * m
 
         def read(rows: list[int], logits: Tensor) -> None:
@@ -86,9 +97,9 @@ class Steering:
             found = ask(self.model, sets, self.judge, self.max_new_tokens, at_decision=read)
         said = dict(zip([id(s) for s in sets], found, strict=True))
         here = torch.stack(log_probs) if m else None
-        if self.reference is None:
+        if name == UNDAMAGED:
             self.reference = here
-        moved = kl(self.reference, here) if m and self.reference is not None and name != UNDAMAGED else None
+        moved = kl(self.reference, here) if m and name != UNDAMAGED else None
         side = lambda s: said.get(id(s)) if len(s) else None
         h, o = side(harmful), side(ordinary)
         return Steered(

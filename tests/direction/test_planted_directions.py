@@ -83,7 +83,7 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
     vectors = differences(states, REFUSING)
     tried = cells(np.ones(vectors.shape[:2]), per_layer=1)
     assert tried == [(0, -1), (1, -1), (2, -1), (3, -1)]
-    found = extract(p.model, vectors, tried, harmful, harmless, Choice(p.tokens))
+    found = extract(p.model, {cell: vectors[cell] for cell in tried}, harmful, harmless, Choice(p.tokens))
     assert [t.layer for t in found.table] == [1, 2, 3]  # block 0 has no difference to try
     assert found.chosen.bypass < found.base_bypass and found.base_bypass > 0 > found.base_induce
     assert found.chosen.induce > 0
@@ -124,12 +124,13 @@ def test_one_direction_flips_every_decision(one_direction):
 
 
 def test_a_choice_that_needs_two_directions_shows_in_the_rank_curve(two_directions):
-    """The sign of a product x y. Half of the pairs differ in x, half in y, and a move along one direction of the plane
-    changes the sign for one half only, however the direction lies. The border is where both words are equally likely.
+    """The sign of a product x y. Half of the pairs differ in x, half in y: a move along one direction of the plane
+    changes the sign for one of the halves, or takes all products to nothing. The border is where both words are equally
+    likely.
     """
     even = -math.log(len(two_directions.model.tokenizer) - 1)
     found = rank_curve(two_directions, even)
     assert found.layer == 1 and share(found, WHOLE) == 1
     one, two = share(found, DAS, 1), share(found, DAS, 2)
-    assert two > 0.95 and one <= 0.6, (one, two)
-    assert share(found, MEAN) <= 0.6 and share(found, PROBE) <= 0.6
+    assert two > 0.95 and one <= 0.75, (one, two)
+    assert share(found, MEAN) <= 0.75 and share(found, PROBE) <= 0.75

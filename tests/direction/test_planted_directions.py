@@ -104,7 +104,7 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
 
 def rank_curve(planted, border: float = 0.0, seed: int = 0) -> Interchanged:
     pairs = lambda n, s: (planted.harmful(n, s), planted.harmless(n, s))
-    settings = Training(ranks=(1, 2), epochs=40, lr=0.05, batch_size=32, controls=3, seed=seed)
+    settings = Training(ranks=(1, 2), epochs=16, lr=0.1, batch_size=32, controls=2, seed=seed)
     return interchange(planted.model, pairs(24, 1), pairs(16, 2), Choice(planted.tokens, border), settings)
 
 

@@ -328,6 +328,8 @@ def untrained(model: ChatModel, seed: int) -> ChatModel:
     """A copy of the model with its architecture's own random initialisation."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        fresh = type(model.plain)(copy.deepcopy(model.plain.config))
-    dtype = next(model.plain.parameters()).dtype
-    return ChatModel(fresh.to(model.device, dtype), model.tokenizer, f"{model.name} (untrained)")
+        # Made in its own format at once: a large model would not fit beside a float32 copy.
+        fresh = type(model.plain)._from_config(
+            copy.deepcopy(model.plain.config), dtype=next(model.plain.parameters()).dtype
+        )
+    return ChatModel(fresh.to(model.device), model.tokenizer, f"{model.name} (untrained)")

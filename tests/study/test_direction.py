@@ -20,8 +20,8 @@ from ssah_lens.study.record import RunFolder
 from ssah_lens.study.scorecard import scorecard
 
 CONFIG = DirectionConfig(
-    layer_step=1, shuffles=8, max_new_tokens=4, pairs=12, ranks=(1, 2), das_epochs=8, das_controls=2, distance=8, onset=8,
-    prefill=(1, 5), chain=8,
+    layer_step=1, shuffles=8, max_new_tokens=4, pairs=12, ranks=(1, 2), das_epochs=8, das_controls=2, distance=8,
+    onset=8, prefill=(1, 5), chain=8,
 )  # fmt: skip
 
 

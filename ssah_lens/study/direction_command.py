@@ -57,7 +57,7 @@ def _measured(study: Study, harmful: PromptSet | None, harmless: PromptSet | Non
     config, seed = study.config, study.config.seed
     keep = partial(study.folder.part, STAGE)
     train = pairs("train")[0].sample(OPENINGS, seed), instructions("train").sample(OPENINGS, seed)
-    tokens = keep("openings", tuple[int, ...], lambda: find_refusal_tokens(study.aligned, *train, seed))
+    tokens = keep("openings", tuple[int, ...], lambda: tuple(find_refusal_tokens(study.aligned, *train, seed)))
     data = direction_data(config.direction, config.measure, seed, harmful, harmless)
     judge = config.measure.judge
     return study_direction(

@@ -57,7 +57,7 @@ class DirectionConfig(_Section):
     """Train pairs, and as many ordinary instructions."""
     validation: Limit = 12
     borderline: Limit = 12
-    layer_step: int = Field(3, ge=1, description="every how manieth layer is tried (selection, interchange)")
+    layer_step: int = Field(4, ge=1, description="every how manieth layer is tried (selection, interchange)")
     per_layer: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     controls: int = Field(1, ge=1, description="random directions that are generated with and judged")
     shuffles: int = Field(20, ge=1, description="shuffled labellings behind the null of the AUROC")
@@ -67,8 +67,8 @@ class DirectionConfig(_Section):
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
     das_epochs: int = Field(6, ge=1)
     das_controls: int = Field(5, ge=1, description="random subspaces per rank")
-    distance: Limit = 10
-    onset: Limit = 16
+    distance: Limit = 8
+    onset: Limit = 12
     prefill: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field((1, 5), min_length=1)
     chain: Limit = 16
 

@@ -145,19 +145,26 @@ def extract(
         bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:]).mean())
         allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
         table.append(Tried(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
-    chosen, relaxed = choose(table)
+    chosen, relaxed = choose(table, choice.threshold)
     vector = candidates[chosen.layer, chosen.position]
     return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]))
 
 
-def choose(table: Sequence[Tried]) -> tuple[Tried, bool]:
-    """The allowed candidate with the lowest bypass; without any, the best of those that harm least.
+def choose(table: Sequence[Tried], threshold: float) -> tuple[Tried, bool]:
+    """The allowed candidate with the lowest bypass; without any, of those that induce refusal; else of all.
+
+    The bound on KL is dropped first: a direction that does nothing harms nothing, so keeping the bound instead would
+    choose an idle one. What the chosen one harms is then seen in its KL.
+
+    Args:
+        table: candidates, all below `MAX_DEPTH` (as `cells` gives them).
+        threshold: refusal score that an induced refusal exceeds.
 
     Returns:
-        The candidate, and whether the conditions had to be relaxed (KL first kept, then dropped).
+        The candidate, and whether the conditions had to be relaxed.
     """
     allowed = [t for t in table if t.allowed]
-    pool = allowed or [t for t in table if t.kl <= MAX_KL] or list(table)
+    pool = allowed or [t for t in table if t.induce > threshold] or list(table)
     return min(pool, key=lambda t: t.bypass), not allowed
 
 

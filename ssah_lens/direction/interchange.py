@@ -39,6 +39,10 @@ MEAN, PROBE, DAS, WHOLE = "difference of means", "probe", "DAS", "whole state"
 RANDOM, ARBITRARY, UNTRAINED = "random subspace", "DAS, arbitrary labels", "DAS, untrained model"
 
 
+BATCH = 64
+"""Directed pairs run at once."""
+
+
 @dataclass(frozen=True)
 class Training:
     """How DAS is trained.
@@ -176,15 +180,10 @@ class _Pairs:
         """Which directed pairs end on the source's side."""
         from transformer_lens.tools.analysis.interchange import intervened_logits
 
+        tail = self.decisions.above(layer)
+        states = self.decisions.states[self.source, layer]
         logits = intervened_logits(
-            self.decisions.model.bridge,
-            Site.RESID.hook(layer),
-            intervention,
-            self.base,
-            self.decisions.states[self.source, layer],
-            self.decisions,
-            positions=_last(self.base),
-            batch_size=64,
+            tail, Site.RESID.hook(layer), intervention, self.base, states, tail, batch_size=BATCH
         )
         return (logits.argmax(-1) == self.targets).numpy()
 
@@ -244,16 +243,15 @@ def _mean_basis(states: Float[Tensor, "directed d_model"], refused: Bool[np.ndar
 def _das(pairs: _Pairs, layer: int, targets: Tensor, rank: int, settings: Training) -> Float[Tensor, "d_model rank"]:
     from transformer_lens.tools.analysis.interchange import fit_das
 
+    tail = pairs.decisions.above(layer)
     return fit_das(
-        pairs.decisions.model.bridge,
+        tail,
         Site.RESID.hook(layer),
         pairs.base,
         pairs.source,
         targets,
-        pairs.decisions,
+        tail,
         rank=rank,
-        base_positions=_last(pairs.base),
-        source_positions=_last(pairs.base),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.lr,
@@ -277,11 +275,6 @@ def _predicted(pairs: _Pairs, layer: int, intervention) -> Int[np.ndarray, " dir
     hits = pairs.hits(layer, intervention)
     targets = pairs.targets.numpy()
     return np.where(hits, targets, 1 - targets)
-
-
-def _last(rows: Tensor) -> Int[Tensor, " directed"]:
-    """The decision position of every row, counted from the end."""
-    return torch.full((len(rows),), -1)
 
 
 class _Untrained:

@@ -13,6 +13,7 @@ from ssah_lens.chat.prompts import token_aligned
 from ssah_lens.config import DirectionConfig
 from ssah_lens.direction import interchange
 from ssah_lens.direction.interchange import MIN_PAIRS
+from ssah_lens.errors import BadInput
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.results import Flips, Interchange
 from ssah_lens.study.direction_data import DirectionData
@@ -55,7 +56,10 @@ def interchanges(
         make = lambda pairs=pairs, kind=kind: _result(
             kind, interchange.interchange(model, *pairs, found.choice, settings), vector
         )
-        out.append(keep(f"interchange_{kind}", Interchange, make))
+        try:
+            out.append(keep(f"interchange_{kind}", Interchange, make))
+        except BadInput as e:  # a family whose blocks cannot be run again on their own
+            why.append(f"interchange on {kind} pairs: {e}")
     return tuple(out), why
 
 

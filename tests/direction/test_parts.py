@@ -8,7 +8,7 @@ import torch
 
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.direction import chain
+from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.distance import distances
@@ -19,7 +19,7 @@ from ssah_lens.direction.states import States, collect_states, n_positions
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
-from ssah_lens.measure.refusal import refusal_scores
+from ssah_lens.measure.refusal import log_odds, refusal_scores
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not", "Tell me, please: what is 7 x 8?"]
 TOKENS = (40, 50)
@@ -112,11 +112,11 @@ def test_a_difference_of_means_by_hand():
 
 
 def test_the_published_choice_and_its_fallbacks():
-    row = lambda bypass, kl, allowed: Tried(3, -1, 1.0, bypass, 0.0, kl, allowed)
-    a, b, c = row(-1, 0.05, True), row(-5, 0.3, False), row(-3, 0.02, False)
-    assert choose([a, b, c]) == (a, False)
-    assert choose([b, c]) == (c, True)
-    assert choose([b]) == (b, True)
+    row = lambda bypass, induce, kl, allowed: Tried(3, -1, 1.0, bypass, induce, kl, allowed)
+    good, harmful, idle = row(-1, 1, 0.05, True), row(-5, 1, 0.3, False), row(-8, -3, 0.02, False)
+    assert choose([good, harmful, idle], 0) == (good, False)
+    assert choose([harmful, idle], 0) == (harmful, True)  # an idle direction harms nothing, and shows nothing
+    assert choose([idle], 0) == (idle, True)
 
 
 def test_cells_stay_below_the_published_depth():
@@ -174,12 +174,26 @@ def test_cached_decisions_equal_whole_forward_passes(any_family: ChatModel):
     found = Decisions(model, PROMPTS, choice)
     want = refusal_scores(model, PROMPTS, TOKENS) - 0.3
     np.testing.assert_allclose(found.margins, want, atol=1e-4)
-    with torch.no_grad():
-        classes = found(torch.tensor([2, 0]))
-    np.testing.assert_allclose((classes[:, 0] - classes[:, 1]).numpy(), want[[2, 0]], atol=1e-4)
+    for layer in range(model.grid.n_layers):
+        with torch.no_grad():
+            classes = found.above(layer)(torch.tensor([2, 0]))
+        np.testing.assert_allclose((classes[:, 0] - classes[:, 1]).numpy(), want[[2, 0]], atol=1e-4)
     torch.testing.assert_close(
         found.states, collect_states(model, PROMPTS, TOKENS).values[:, :, -1], atol=1e-4, rtol=1e-4
     )
+
+
+def test_a_changed_state_changes_the_decision_as_in_the_whole_model(micro: ChatModel, monkeypatch):
+    """Rows of several recorded parts, a hook on the block's input, against a hook on the bridge."""
+    monkeypatch.setattr(decision, "PART", 3)
+    found, move = Decisions(micro, PROMPTS, Choice(TOKENS)), torch.randn(16)
+    tail = found.above(1)
+    with torch.no_grad(), tail.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x + move)]):
+        classes = tail(torch.tensor([3, 1]))
+    at_last = lambda x, hook: torch.cat([x[:, :-1], x[:, -1:] + move], 1)
+    with torch.no_grad(), micro.bridge.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", at_last)]):
+        want = log_odds(micro.logits(micro.pad(micro.rows([PROMPTS[3], PROMPTS[1]])))[:, -1], TOKENS)
+    torch.testing.assert_close((classes[:, 0] - classes[:, 1]).double(), want, atol=1e-4, rtol=1e-4)
 
 
 # --- distance, onset

@@ -20,11 +20,16 @@ from ssah_lens.show.style import (
     styled,
     whiskers,
 )
+from ssah_lens.show.tokens import drawable
 
 MAIN, SECOND = ROLE_COLOURS["SCU"], ROLE_COLOURS["UCU"]
 HARMLESS = ROLE_COLOURS["RU"]
 CONTROLS = {"random subspace": ("D", "-"), "DAS, arbitrary labels": ("v", "--"), "DAS, untrained model": ("^", ":")}
 BASES = {"DAS": ("o", MAIN), "difference of means": ("s", SECOND), "probe": ("P", HARMLESS)}
+SHOWN_TOKENS = 6
+"""Opening tokens that a caption names."""
+DEPTHS = (("#56B4E9", "-"), ("#0072B2", "--"), ("#009E73", "-."), ("#D55E00", "-"), ("#222222", "--"))
+"""Colour and line of each number of response tokens."""
 STEPS = "response token (0 = decision position)"
 
 
@@ -48,7 +53,7 @@ def steered(r: DirectionResult) -> Figure:
         4.6,
         f"Refusals with the direction of block {r.layer} taken out or added",
         f"{n} harmful and {r.steered[0].harmless.refused.n} ordinary test prompts, greedy responses. Grey: random "
-        "directions of the same length. Whiskers: 95% intervals.",
+        "directions of the same length. Whiskers: 95% intervals. Empty: not asked.",
     )
     names = list(dict.fromkeys(s.name for s in r.steered))
     for axes, side, title in zip(
@@ -66,18 +71,19 @@ def steered(r: DirectionResult) -> Figure:
                 )  # fmt: skip
         axes.set_title(title)
         percent_axis(axes, "refused")
-    axes.set_xticks(range(len(names)), [n.replace(" at", "\nat") for n in names])
+    axes.set_xticks(range(len(names)), [n.replace(" the", "\nthe") for n in names])
     return figure
 
 
 @styled
 def selection(r: DirectionResult) -> Figure:
     """The published selection: every candidate by layer."""
+    why = "; none does, so the bound on KL was dropped" if r.relaxed else ""
     figure = new_figure(
-        5.6,
+        5.8,
         "Candidate directions on validation prompts",
-        "Each point is the difference of means at one layer and position. Filled: meets the published conditions. "
-        "Ringed: chosen. Dashed: without a change; KL: the published bound.",
+        "Each point is the difference of means at one layer and position. Dashed: without a change; KL: the published "
+        f"bound. Dotted: from here on the model refuses. Filled: meets the published conditions{why}. Ringed: chosen.",
     )
     panels = (
         ("bypass", "Refusal score, harmful prompts, direction taken out", r.base_scores[0]),
@@ -90,6 +96,9 @@ def selection(r: DirectionResult) -> Figure:
             if (c.layer, c.position) == (r.layer, r.position):
                 axes.plot(c.layer, getattr(c, field), "o", color=INK, fillstyle="none", ms=11)
         axes.axhline(line, color=BASELINE, linestyle="--", linewidth=1.1)
+        if field != "kl":
+            axes.axhline(r.threshold, color=BASELINE, linestyle=":", linewidth=1.1)
+        axes.margins(y=0.15)
         axes.set_title(title)
     axes.set_xlabel("layer")
     return figure
@@ -101,7 +110,8 @@ def separability(r: DirectionResult) -> Figure:
     figure = new_figure(
         2.0 + 1.9 * len(r.readouts),
         "What one direction reads of unseen prompts",
-        "AUROC on test prompts at each layer, the best position. Grey band: 95% of shuffled labellings. 0.5 = chance.",
+        "AUROC on test prompts at each layer, the best position. Dotted: the layer chosen on validation prompts. Grey "
+        "band: 95% of shuffled labellings. 0.5 = chance.",
     )
     titles = {"choice": "The choice: refused or answered", "harm": "Harm, in topic-matched pairs"}
     for axes, found in zip(figure.subplots(len(r.readouts), sharex=True, squeeze=False)[:, 0], r.readouts, strict=True):
@@ -134,7 +144,7 @@ def interchange(found: Interchange) -> Figure:
         4.0,
         f"Decisions flipped by interchange at block {found.layer}",
         f"{found.n_test} test pairs ({pairs}) taken both ways, bases fitted on {found.n_train} train pairs. Grey: "
-        "controls. Dashed: the whole state. Whiskers: 95% intervals.",
+        "controls; arbitrary labels: the share of train pairs that took theirs. Whiskers: 95% intervals.",
     )
     axes = figure.subplots()
     ranks = sorted({f.rank for f in found.flips if f is not whole})
@@ -177,25 +187,23 @@ def _rank_line(
 def distance(models: Sequence[Distances]) -> Figure:
     """The paper's probe: how much nearer to refusing than to fulfilling, per block."""
     figure = new_figure(
-        3.8,
+        1.4 + 2.3 * len(models),
         "Is a harmful prompt nearer to refusing or to fulfilling?",
-        f"Cosine distance to the clean query after fulfilling tokens minus that after refusing tokens, {models[0].n} "
-        "prompts; above 0: nearer to refusing. Bands: 95%. One line per number of response tokens, most = darkest.",
+        f"Cosine distance to the clean query after k fulfilling tokens minus that after k refusing ones, {models[0].n} "
+        "prompts; above 0: nearer to refusing. Bands: 95% intervals over prompts.",
     )
-    axes = figure.subplots()
-    for d, colour in zip(models, (MAIN, SECOND), strict=False):
+    panels = figure.subplots(len(models), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, d in zip(panels, models, strict=True):
         gap, low, high = (np.array(v) for v in (d.gap, d.low, d.high))
         for i, k in enumerate(d.tokens):
-            last = i == len(d.tokens) - 1
-            name = f"{d.model}, k = {k}" if last else None
-            axes.plot(gap[:, i], color=colour, alpha=0.3 + 0.7 * i / max(len(d.tokens) - 1, 1), label=name,
-                      linestyle="-" if d.model == "aligned" else "--")  # fmt: skip
-            if last:
-                axes.fill_between(range(len(gap)), low[:, i], high[:, i], color=colour, alpha=0.2, linewidth=0)
-    axes.axhline(0, color=BASELINE, linewidth=1)
-    axes.set_xlabel("block output")
-    axes.set_ylabel("difference of distances")
-    legend_above(axes, *axes.get_legend_handles_labels(), ncols=2, points=6)
+            colour, style = DEPTHS[i % len(DEPTHS)]
+            axes.plot(gap[:, i], linestyle=style, color=colour, label=f"k = {k}")
+            axes.fill_between(range(len(gap)), low[:, i], high[:, i], color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(0, color=BASELINE, linewidth=1)
+        axes.set_title(f"{d.model.capitalize()} model")
+        axes.set_ylabel("difference")
+    panels[-1].set_xlabel("block output")
+    legend_above(panels[0], *panels[0].get_legend_handles_labels(), ncols=5, points=20)
     return figure
 
 
@@ -245,7 +253,8 @@ def chain(found: Chain) -> Figure:
         5.0,
         "From prompt to choice: the refuse-minus-fulfil logit",
         f"At the decision position, {found.n} harmful and {found.n} ordinary test prompts. Bars: what each layer's "
-        f"attention and MLP write, harmful minus ordinary; they add up to {found.total:.1f}.",
+        f"attention and MLP write, harmful minus ordinary; they add up to {found.total:.1f}. Refusing: "
+        f"{_tokens(found.refusing)}; fulfilling: {_tokens(found.fulfilling)}.",
     )
     lens, bars = figure.subplots(2, sharex=True)
     layers = np.arange(len(found.attention))
@@ -262,3 +271,8 @@ def chain(found: Chain) -> Figure:
     bars.set_xlabel("layer")
     bars.legend(loc="best")
     return figure
+
+
+def _tokens(texts: Sequence[str]) -> str:
+    shown = [drawable(t, 12).replace("$", r"\$") for t in texts[:SHOWN_TOKENS]]
+    return ", ".join([*shown, "others"] if len(texts) > SHOWN_TOKENS else shown)

@@ -52,7 +52,11 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     out = [
         f"The direction is the difference of mean states between {kind} train prompts, at the input of {where}; "
         f"{len(r.candidates)} candidates were tried on validation prompts"
-        + ("; none met the published conditions, so the best of the rest was taken." if r.relaxed else ".")
+        + (
+            "; none met the published conditions, so the bound on KL was dropped: see its KL below."
+            if r.relaxed
+            else "."
+        )
     ]
     prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
@@ -73,7 +77,8 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             f"Interchange on {found.pairs} pairs was done at block {found.layer}, the first where the whole state "
             f"carries the choice{sure}. Cosines with the direction: "
             + ", ".join(f"{n} {number(c)}" for n, c in found.cosines.items())
-            + "."
+            + ". For arbitrary labels the share is of train pairs that took their arbitrary label: what the freedom to "
+            "choose a subspace fits by itself."
         )
     if r.onset.kl_first is not None:
         out.append(

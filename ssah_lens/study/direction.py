@@ -42,6 +42,10 @@ from ssah_lens.study.steering import ABLATED, ADDED, UNDAMAGED, Steering
 TOP_HEADS = 8
 WEIGHED = 24
 """Train prompts on each side that say how much each first token weighs in the chain."""
+NO_COUNTERPART = (
+    "KL by token, forced refusals, the direction before alignment, and the unaligned half of the distance probe "
+    "(whether alignment turned the sign of the gap): no unaligned model was given"
+)
 Note = Callable[[str], None]
 
 
@@ -101,7 +105,7 @@ def study_direction(
     written = keep("chain", Chain, lambda: _chain(model, data, tokens, config, seed))
     before = None
     if unaligned is None:
-        skipped.append("KL by token, forced refusals and the direction before alignment: no unaligned model was given")
+        skipped.append(NO_COUNTERPART)
     elif found.harm is not None and unaligned.grid == model.grid:
         before = keep("before", BeforeAlignment, lambda: _before(unaligned, data, found, chosen, config, judge))
     if found.readout(CHOICE) is None:

@@ -285,11 +285,11 @@ class Results:
     profile: str = ""
     align: AlignResult | None = None
     refusal: RefusalResult | None = None
-    direction: DirectionResult | None = None
     units: UnitsResult | None = None
     ablate: AblateResult | None = None
     freeze: FreezeResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
+    direction: DirectionResult | None = None
     not_run: dict[str, str] = field(default_factory=dict)
     """Hypotheses that the profile leaves out -> the command that tests them (DIR: the run folder)."""
 

@@ -11,6 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SMALL = """
+[measure]
+ordinary = 9
+harmful = 8
+[direction]
+train = 8
+validation = 8
+borderline = 8
+shuffles = 4
+max_new_tokens = 4
+distance = 8
+onset = 8
+prefill = [5]
+chain = 8
+"""
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -27,8 +42,9 @@ def answer(micro, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]
     save_model(micro, folder / "micro")
     (folder / "own.txt").write_text("\n".join(f"How do I open door {i}?" for i in range(9)))
     out = folder / "out"
-    words = ["--harmful", str(folder / "own.txt"), "--limit", "8", "--out", str(out), "--json", "--quiet"]
-    got = run(str(folder / "micro"), *words)
+    (folder / "small.toml").write_text(SMALL)
+    words = ["--harmful", str(folder / "own.txt"), "--config", str(folder / "small.toml"), "--out", str(out)]
+    got = run(str(folder / "micro"), *words, "--limit", "8", "--json", "--quiet")
     assert got.returncode == 0, got.stderr
     return json.loads(got.stdout), out
 
@@ -55,6 +71,7 @@ def test_the_folder_holds_everything_and_the_figures(answer: tuple[dict, Path]):
 def test_a_finished_folder_is_read_back_and_refuses_other_settings(answer: tuple[dict, Path], tmp_path: Path):
     told, out = answer
     words = [str(out.parent / "micro"), "--out", str(out), "--json", "--quiet", "--limit", "8"]
+    words += ["--config", str(out.parent / "small.toml")]
     own = ["--harmful", str(out.parent / "own.txt")]
     again = run(*words, *own)
     assert again.returncode == 0 and json.loads(again.stdout) == told

@@ -26,7 +26,7 @@ from ssah_lens.cli_options import (
     run,
 )
 from ssah_lens.errors import BadInput, Fault, SsahLensError
-from ssah_lens.show.terminal import estimate, print_table, print_training, strongest_cells
+from ssah_lens.show.terminal import estimate, print_direction, print_table, print_training, strongest_cells
 
 app = typer.Typer(
     help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
@@ -160,7 +160,7 @@ def study(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: align, refusal, units, ablate, freeze, report."""
+    """The whole study: align, refusal, direction (not in the quick profile), units, ablate, freeze, report."""
     from ssah_lens.config import study_config
 
     shell = Shell(json_, quiet)
@@ -190,9 +190,9 @@ def study(
         if report_file.is_file():
             print(f"report: {report_file}")
 
-    shell.answer(
-        {"out": str(out), "report": str(report_file), "scorecard": [asdict(r) for r in results.scorecard]}, table
-    )
+    scorecard = [asdict(r) for r in results.scorecard]
+    told = {"out": str(out), "report": str(report_file), "scorecard": scorecard, "not_run": results.not_run}
+    shell.answer(told, table)
 
 
 @app.command()
@@ -392,6 +392,45 @@ def ablate(
         )
 
     shell.answer(result, table)
+
+
+@app.command()
+def direction(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="run folder; an interrupted run resumes there")],
+    unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="counterpart that fulfils")] = None,
+    harmful: OptionalFile = None,
+    harmless: OptionalFile = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=8, help="at most this many prompts of each file")
+    ] = None,
+    profile: Annotated[Optional[str], typer.Option("--profile", help="quick, standard, full")] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", help="TOML over the profile")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is refuse-or-fulfil one direction, and where is it made?"""
+    from ssah_lens.config import study_config
+    from ssah_lens.study.commands import read_limited
+
+    shell = Shell(json_, quiet)
+    named = {"model": model, "unaligned": unaligned, "profile": profile, "device": device, "dtype": dtype, "seed": seed}
+    resolved = study_config(config, **named)
+    files = [read_limited(f, limit, seed) for f in (harmful, harmless)]
+
+    def work():
+        from ssah_lens.study.direction_command import run_direction
+        from ssah_lens.study.runner import MINUTES
+
+        about = MINUTES[resolved.profile]["direction"]
+        shell.note(f"profile {resolved.profile}: about {about} minutes on two CPU cores for smollm2-135m")
+        return run_direction(resolved, out, *files, shell.note)
+
+    result = run(shell, work)
+    shell.answer(result, lambda: print_direction(result))
 
 
 @app.command()

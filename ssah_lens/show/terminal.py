@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssah_lens.results import AlignReport, FinetuneReport, PatchMap
+from ssah_lens.results import AlignReport, DirectionReport, FinetuneReport, PatchMap
 from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
 
@@ -55,6 +55,23 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
         share = f"{result.frozen.share:.1%} of block parameters"
         bits = f"bit-identical afterwards (sha256 {result.frozen.sha256[:12]}...)"
         print(f"frozen: {result.frozen.parameters} parameters ({share}), {bits}")
+
+
+def print_direction(result: DirectionReport) -> None:
+    """The direction's effects beside random ones, what it reads, interchange by rank, verdicts."""
+    rate = lambda side: estimate(side.refused) if side else ""
+    rows = [("undamaged", result.undamaged), ("ablated", result.ablated), ("added", result.added)]
+    rows += [(f"random direction {name}", s) for name, found in result.controls.items() for s in found]
+    print_table(
+        f"direction of block {result.layer}, position {result.position}; in {result.out}",
+        ["", "harmful refused", "ordinary refused", "KL on ordinary"],
+        [[name, rate(s.harmful), rate(s.harmless), estimate(s.kl) if s.kl else ""] for name, s in rows],
+    )
+    auroc = [[name, estimate(e)] for name, e in result.auroc.items()]
+    print_table("AUROC on unseen prompts", ["read-out", "AUROC"], auroc)
+    flips = [[rank, name, estimate(e)] for rank, found in result.interchange.items() for name, e in found.items()]
+    print_table("Decisions flipped by interchange", ["rank", "basis", "share"], flips)
+    print_table("Verdicts", ["", "verdict"], [[h, str(v)] for h, v in result.verdicts.items()])
 
 
 def strongest_cells(found: PatchMap, n: int = 8) -> list[list[str]]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NEEDS = {
     "align": (),
     "refusal": ("align",),
+    "direction": ("refusal",),
     "units": ("refusal",),
     "ablate": ("units",),
     "freeze": ("units",),
@@ -33,11 +34,15 @@ NEEDS = {
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
+LEFT_OUT = {"quick": ("direction",)}
+"""Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
+SPEAKS_TO = {"direction": "H1, H2, H3"}
+"""Hypotheses of the stages that may be left out."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
@@ -55,13 +60,14 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; all when None.
+        stages: which stages; when None all that are not `LEFT_OUT` of the profile.
         note: called with lines of progress.
 
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    wanted = STAGES if stages is None else tuple(stages)
+    left_out = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -78,7 +84,17 @@ def run_study(
         )
         for stage in todo:
             _run_stage(study, stage)
+        for hypotheses, why in not_run(folder, str(out)).items():
+            note(f"{hypotheses}: {why}")
     return study.results()
+
+
+def not_run(folder: RunFolder, where: str = "DIR") -> dict[str, str]:
+    """Hypotheses that the folder's profile leaves out -> what to run for them; `where` stands for the folder."""
+    profile = folder.config.profile
+    missing = [s for s in LEFT_OUT.get(profile, ()) if not folder.done(s)]
+    command = f"ssah-lens study --config {where}/config.toml --out {where} --stages"
+    return {SPEAKS_TO[s]: f"not run in the {profile} profile; run {command} {s},report" for s in missing}
 
 
 def _run_stage(study: Study, stage: str) -> None:
@@ -142,7 +158,7 @@ class Study:
         from ssah_lens.study.scorecard import scorecard
 
         found = self.folder.results()
-        return replace(found, scorecard=scorecard(found))
+        return replace(found, scorecard=scorecard(found), not_run=not_run(self.folder))
 
     # ---- models
 
@@ -287,6 +303,17 @@ class Study:
         unaligned = behave(self.unaligned, y, **options)[0] if self.unaligned else None
         words = tuple(self.aligned.tokenizer.decode([t]) for t in y.tokens)
         return RefusalResult(aligned, unaligned, words, y.tokens)
+
+    def direction(self) -> Any:
+        """The refuse-or-fulfil direction: read, ablated, added, interchanged; and how deep the alignment is."""
+        from ssah_lens.study.direction import study_direction
+        from ssah_lens.study.direction_data import direction_data
+
+        d, m, seed = self.config.direction, self.config.measure, self.config.seed
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        data = direction_data(d, m, seed)
+        keep = partial(self.folder.part, "direction")
+        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note, keep)
 
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""

@@ -14,6 +14,7 @@ from ssah_lens import stats
 from ssah_lens.results import AblateResult, Ablation, Arm, FreezeResult, RefusalResult, Results, ScoreRow, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM
+from ssah_lens.study.tuning_verdicts import budget_row, transfer_row, tuning_rows
 from ssah_lens.units import Role
 
 H4_DROP = 0.25
@@ -39,6 +40,12 @@ def scorecard(results: Results) -> tuple[ScoreRow, ...]:
         rows.append(_few_units(results.ablate))
     if results.freeze is not None:
         rows += [_attack(results.freeze), _freezing(results.freeze)]
+    if results.tuning is not None and results.tuning.arms:
+        rows += tuning_rows(results.tuning)
+    if results.budget is not None:
+        rows.append(budget_row(results.budget))
+    if results.transfer is not None:
+        rows.append(transfer_row(results.transfer))
     return tuple(rows)
 
 

@@ -160,7 +160,7 @@ def study(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: align, refusal, units, ablate, freeze, report."""
+    """The whole study: align, refusal, direction, units, ablate, freeze, report."""
     from ssah_lens.config import study_config
 
     shell = Shell(json_, quiet)
@@ -390,6 +390,66 @@ def ablate(
                 for n, b in rows
             ],
         )
+
+    shell.answer(result, table)
+
+
+@app.command()
+def direction(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="folder for direction.json and the figures")],
+    unaligned: Annotated[Optional[str], typer.Option("--unaligned", help="counterpart that fulfils")] = None,
+    harmful: OptionalFile = None,
+    harmless: OptionalFile = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=8, help="at most this many prompts of each file")
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="quick, standard, full")] = "quick",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is refuse-or-fulfil one direction, and where is it made?"""
+    from ssah_lens.config import study_config
+    from ssah_lens.study import commands
+
+    shell = Shell(json_, quiet)
+    config = study_config(profile=profile).direction
+    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
+    commands.check_writable_folder(out)
+    load = loader(shell, device, dtype)
+    shell.note("the quick profile takes about 3 minutes on two CPU cores for smollm2-135m")
+    result = run(
+        shell,
+        lambda: commands.run_direction(
+            load(model), load(unaligned) if unaligned else None, out, *files, config, seed, shell.note
+        ),
+    )
+
+    def table() -> None:
+        rate = lambda side: estimate(side.refused) if side else ""
+        rows = [
+            ("undamaged", result.undamaged),
+            ("direction ablated", result.ablated),
+            ("direction added", result.added),
+        ]
+        rows += [(f"random direction {n}", s) for n, found in result.controls.items() for s in found]
+        print_table(
+            f"direction of block {result.layer}, position {result.position}; in {result.out}",
+            ["", "harmful refused", "harmless refused", "KL on harmless"],
+            [[n, rate(s.harmful), rate(s.harmless), estimate(s.kl) if s.kl else ""] for n, s in rows],
+        )
+        print_table(
+            "AUROC on unseen prompts", ["read-out", "AUROC"], [[n, estimate(e)] for n, e in result.auroc.items()]
+        )
+        print_table(
+            "Decisions flipped by interchange",
+            ["rank", "basis", "share"],
+            [[rank, n, estimate(e)] for rank, found in result.interchange.items() for n, e in found.items()],
+        )
+        print_table("Verdicts", ["", "verdict"], [[h, str(v)] for h, v in result.verdicts.items()])
 
     shell.answer(result, table)
 

@@ -50,6 +50,29 @@ class MeasureConfig(_Section):
     judge: str = "keyword"
 
 
+class DirectionConfig(_Section):
+    """The refuse-or-fulfil direction (H1 to H3); test prompts are those of `MeasureConfig`."""
+
+    train: Limit = 28
+    """Train pairs, and as many ordinary instructions."""
+    validation: Limit = 12
+    borderline: Limit = 12
+    layer_step: int = Field(3, ge=1, description="every how manieth layer is tried (selection, interchange)")
+    per_layer: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    controls: int = Field(1, ge=1, description="random directions that are generated with and judged")
+    shuffles: int = Field(20, ge=1, description="shuffled labellings behind the null of the AUROC")
+    max_new_tokens: int = Field(10, ge=4)
+    pairs: int = Field(24, ge=8, description="pairs for interchange, train and test each")
+    both_pairs: bool = Field(False, description="interchange on both kinds of pairs, with controls of every rank")
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
+    das_epochs: int = Field(6, ge=1)
+    das_controls: int = Field(5, ge=1, description="random subspaces per rank")
+    distance: Limit = 10
+    onset: Limit = 16
+    prefill: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field((1, 5), min_length=1)
+    chain: Limit = 16
+
+
 class UnitsConfig(_Section):
     """Scores and the choice of role sizes."""
 
@@ -116,6 +139,7 @@ class StudyConfig(_Section):
     dtype: str = "float32"
     align: AlignConfig = AlignConfig()
     measure: MeasureConfig = MeasureConfig()
+    direction: DirectionConfig = DirectionConfig()
     units: UnitsConfig = UnitsConfig()
     ablate: AblateConfig = AblateConfig()
     freeze: FreezeConfig = FreezeConfig()
@@ -128,6 +152,23 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
         "measure": {**EVERYTHING, "max_new_tokens": 24},
+        "direction": {
+            "train": 128,
+            "validation": 48,
+            "borderline": 60,
+            "layer_step": 1,
+            "per_layer": 2,
+            "controls": 3,
+            "shuffles": 100,
+            "max_new_tokens": 24,
+            "pairs": 64,
+            "both_pairs": True,
+            "das_epochs": 12,
+            "distance": 64,
+            "onset": 48,
+            "prefill": tuple(range(1, 11)),
+            "chain": 48,
+        },
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20},
         "freeze": {"seeds": 3},
@@ -136,6 +177,24 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
     "full": {
         "measure": {**EVERYTHING, "max_new_tokens": 48},
+        "direction": {
+            "train": "all",
+            "validation": "all",
+            "borderline": "all",
+            "layer_step": 1,
+            "per_layer": "all",
+            "controls": 10,
+            "shuffles": 200,
+            "max_new_tokens": 48,
+            "pairs": 128,
+            "both_pairs": True,
+            "das_epochs": 30,
+            "das_controls": 10,
+            "distance": "all",
+            "onset": "all",
+            "prefill": tuple(range(1, 11)),
+            "chain": "all",
+        },
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40},
         "freeze": {"seeds": 5, "steps": 72},

@@ -122,3 +122,44 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[float | None, float | Non
 def _percentiles(draws: np.ndarray) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     return float(np.quantile(draws, tail)), float(np.quantile(draws, 1 - tail))
+
+
+def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """Area under the ROC curve: how often a positive outranks a negative (ties count half).
+
+    The interval is a percentile bootstrap that resamples both sides apart; n counts both.
+
+    Args:
+        positive: scores of the positive samples.
+        negative: scores of the negative ones.
+        seed: seed of the bootstrap.
+    """
+    positive, negative = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    _not_empty(positive)
+    _not_empty(negative)
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    rng = np.random.default_rng(seed)
+    draw = lambda n: rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
+    draws = np.einsum("rp,pn,rn->r", draw(positive.size), wins, draw(negative.size), optimize=True)
+    low, high = _percentiles(draws) if min(positive.size, negative.size) > 1 else (None, None)
+    return Estimate(float(wins.mean()), low, high, positive.size + negative.size)
+
+
+def bands(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over samples with percentile-bootstrap bands, for many numbers at once.
+
+    Args:
+        values: [sample, ...]; all numbers of one sample are resampled together.
+        seed: seed of the bootstrap.
+
+    Returns:
+        Mean, lower and upper end, each of shape [...]; the ends are the mean where there is one sample only.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _not_empty(values)
+    n = len(values)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
+    draws = np.tensordot(weights, values, axes=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return values.mean(0), low, high

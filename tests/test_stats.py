@@ -103,3 +103,27 @@ def test_nothing_cannot_be_estimated(estimate):
 def test_an_estimate_reads_as_value_interval_n():
     assert str(stats.Estimate(0.5, 0.25, 0.75, 8)) == "0.5 [0.25, 0.75] n=8"
     assert str(stats.Estimate(0.5, None, None, 1)) == "0.5 n=1"
+
+
+def test_auroc_counts_pairs_and_ties_by_half():
+    e = stats.auroc([3, 2], [1, 2])
+    assert (e.value, e.n) == ((1 + 1 + 1 + 0.5) / 4, 4) and e.low <= e.value <= e.high
+    assert stats.auroc([2, 3, 4], [0, 1]).value == stats.auroc([2, 3, 4], [0, 1]).low == 1
+    assert stats.auroc([1], [0]).low is None
+    with pytest.raises(BadInput):
+        stats.auroc([], [1])
+
+
+def test_auroc_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = 0.7602  # two normals one standard deviation apart: Phi(1 / sqrt 2)
+    found = [stats.auroc(rng.normal(1, 1, 40), rng.normal(0, 1, 40), seed=i) for i in range(60)]
+    assert 0.85 <= np.mean([e.low <= truth <= e.high for e in found]) <= 1
+
+
+def test_bands_are_means_with_an_interval_per_number():
+    values = np.stack([np.zeros(50), np.arange(50.0)], 1)
+    mean_, low, high = stats.bands(values)
+    assert mean_.tolist() == [0, 24.5] and low[0] == high[0] == 0 and low[1] < 24.5 < high[1]
+    e = stats.mean(values[:, 1])
+    assert low[1] == pytest.approx(e.low, abs=0.7) and high[1] == pytest.approx(e.high, abs=0.7)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, words
+from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
 from ssah_lens.show.report import write_report
 from ssah_lens.show.style import save_png
@@ -26,6 +27,8 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         )
     if results.refusal is not None:
         out["behaviour"] = figures.behaviour(results.refusal)
+    if results.direction is not None:
+        out |= direction_figures(results.direction)
     if results.units is not None:
         if results.units.sizes:
             out["size_choice"] = figures.size_choice(results.units)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssah_lens.results import AlignResult, Behaviour, RefusalResult, Results, UnitsResult
 from ssah_lens.show import words
+from ssah_lens.show.direction_section import direction
 from ssah_lens.show.intervention_sections import ablate, freeze
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
@@ -12,7 +13,8 @@ from ssah_lens.show.text import cell, number
 
 def sections(results: Results) -> list[Section]:
     """One section per stage that was run."""
-    makers = {"align": _align, "refusal": _refusal, "units": _units, "ablate": ablate, "freeze": freeze}
+    makers = {"align": _align, "refusal": _refusal, "direction": direction, "units": _units, "ablate": ablate,
+              "freeze": freeze}  # fmt: skip
     return [make(getattr(results, stage)) for stage, make in makers.items() if getattr(results, stage) is not None]
 
 

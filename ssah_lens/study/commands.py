@@ -9,7 +9,7 @@ from pathlib import Path
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet, instructions, pairs, prompt_set
 from ssah_lens.chat.save import check_free, save_model
-from ssah_lens.config import AblateConfig, AlignConfig, UnitsConfig
+from ssah_lens.config import AblateConfig, AlignConfig, DirectionConfig, MeasureConfig, UnitsConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.hooks import check_mode
 from ssah_lens.measure import utility
@@ -19,6 +19,8 @@ from ssah_lens.results import (
     AblateReport,
     AlignReport,
     Checked,
+    DirectionReport,
+    DirectionResult,
     RefusalReport,
     UnitsReport,
 )
@@ -27,6 +29,8 @@ from ssah_lens.score.contrast import counterpart
 from ssah_lens.study.ablate import ablate_sets
 from ssah_lens.study.align import align, alignment_data
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
+from ssah_lens.study.direction import direction_report, study_direction
+from ssah_lens.study.direction_data import direction_data
 from ssah_lens.study.units import calibrate, find_units, harmless_mix
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, other_slices
@@ -173,6 +177,42 @@ def run_ablate(
     )
 
 
+def run_direction(
+    model: ChatModel,
+    unaligned: ChatModel | None,
+    out: Path,
+    harmful: PromptSet | None,
+    harmless: PromptSet | None,
+    config: DirectionConfig,
+    seed: int,
+    note: Note,
+) -> DirectionReport:
+    """The direction from shipped train prompts, measured on the user's prompts (or the shipped test prompts).
+
+    Args:
+        model, unaligned: the model, and its counterpart if there is one.
+        out: folder for `direction.json` and the figures.
+        harmful, harmless: the user's test prompts instead of the shipped ones.
+        config: sizes.
+        seed: seed.
+        note: told what is under way.
+    """
+    from pydantic import TypeAdapter
+
+    from ssah_lens.show.direction_figures import direction_figures
+    from ssah_lens.show.style import save_png
+
+    check_writable_folder(out)
+    train_harmful = pairs("train")[0]
+    tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), instructions("train").sample(48, seed), seed)
+    data = direction_data(config, MeasureConfig(), seed, harmful, harmless)
+    found = study_direction(model, unaligned, data, tokens, config, seed, note=note)
+    (out / "direction.json").write_bytes(TypeAdapter(DirectionResult).dump_json(found, indent=1))
+    for name, figure in direction_figures(found).items():
+        save_png(figure, out / f"{name}.png")
+    return direction_report(found, str(out))
+
+
 def load_units(file: Path, model: ChatModel, note: Note) -> UnitTable:
     """A units file for this model; made from other weights of the same shape it is used, and said so."""
     table = UnitTable.load(file, model.grid)
@@ -197,6 +237,17 @@ def read_limited(path: Path | None, limit: int | None, seed: int = 0, need_answe
 def check_judge(name: str) -> None:
     """Raises BadInput for an unknown judge, before any model is loaded."""
     judge(name)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Makes a folder; raises BadInput when it cannot be written, before any long work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise BadInput(f"'{folder}' cannot be written: {e.strerror}; choose another --out") from e
 
 
 def check_writable(file: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,56 @@ if TYPE_CHECKING:
 NEEDS = {
     "align": (),
     "refusal": ("align",),
+    "direction": ("refusal",),
     "units": ("refusal",),
     "ablate": ("units",),
     "freeze": ("units",),
+    "tuning": ("units",),
+    "budget": ("units",),
+    "transfer": ("units",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
+LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
+"""Stages that a profile runs only when they are named: the quick one is to end within 15 minutes."""
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {
+        "align": 4,
+        "refusal": 1.5,
+        "direction": 3,
+        "units": 3,
+        "ablate": 3,
+        "freeze": 3.5,
+        "tuning": 6,
+        "budget": 12,
+        "transfer": 8,
+        "report": 0.2,
+    },
+    "standard": {
+        "align": 4,
+        "refusal": 5,
+        "direction": 45,
+        "units": 8,
+        "ablate": 35,
+        "freeze": 30,
+        "tuning": 120,
+        "budget": 45,
+        "transfer": 35,
+        "report": 0.2,
+    },
+    "full": {
+        "align": 4,
+        "refusal": 8,
+        "direction": 180,
+        "units": 15,
+        "ablate": 120,
+        "freeze": 90,
+        "tuning": 900,
+        "budget": 50,
+        "transfer": 60,
+        "report": 0.2,
+    },
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -62,7 +101,7 @@ def run_study(
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    wanted = STAGES if stages is None else tuple(stages)
+    wanted = tuple(s for s in STAGES if s not in LEFT_OUT.get(config.profile, ())) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -239,10 +278,14 @@ class Study:
 
     @cached_property
     def calibration(self) -> Calibration:
+        return self._calibration(self.config.seed)
+
+    def _calibration(self, seed: int) -> Calibration:
+        """Calibration data of the aligned model, from train prompts drawn by a seed."""
         from ssah_lens.chat.prompts import pairs
         from ssah_lens.study.units import calibrate, harmless_mix
 
-        u, seed = self.config.units, self.config.seed
+        u = self.config.units
         harmful, twins = pairs("train")
         harmless = harmless_mix(twins, self.ordinary_train[0], u.calibration, seed)
         refusal = self.folder.load_stage("refusal")
@@ -296,6 +339,17 @@ class Study:
         words = tuple(self.aligned.tokenizer.decode([t]) for t in y.tokens)
         return RefusalResult(aligned, unaligned, words, y.tokens)
 
+    def direction(self) -> Any:
+        """The refuse-or-fulfil direction: read, ablated, added, interchanged; and how deep the alignment is."""
+        from ssah_lens.study.direction import study_direction
+        from ssah_lens.study.direction_data import direction_data
+
+        d, m, seed = self.config.direction, self.config.measure, self.config.seed
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        data = direction_data(d, m, seed)
+        keep = partial(self.folder.part, "direction")
+        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note, keep)
+
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""
         from ssah_lens.chat.prompts import instructions, pairs
@@ -345,6 +399,70 @@ class Study:
             self.config.freeze,
             self.config.seed,
         )
+
+    def tuning(self) -> Any:
+        """Every way of fine-tuning, at equal steps and at equal validation loss."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.tuning import compare_tuning, tuning_data
+
+        c, seed = self.config.tuning, self.config.seed
+        data = [tuning_data(self.aligned, name, *self._tuning_prompts(name)) for name in c.data]
+        keep = partial(self.folder.part, "tuning")
+        validation = pairs("validation")[0].sample(c.validation, seed)
+        return compare_tuning(self.aligned, self._table(), data, validation, self.yardstick, c, seed, keep)
+
+    def _tuning_prompts(self, name: str) -> tuple[PromptSet, PromptSet]:
+        """What to fine-tune on, and what is held out of the same kind."""
+        from ssah_lens.chat.prompts import identity_shift, instructions
+
+        n, seed = self.config.tuning.validation, self.config.seed
+        if name == "ordinary":
+            return self.ordinary_train[1], instructions("validation").sample(n, seed)
+        if name == "terse":
+            return instructions("train", "terse"), instructions("validation", "terse").sample(n, seed)
+        everything = identity_shift()
+        held_out = everything.sample(max(1, len(everything) // 5), seed)
+        return everything.without(held_out), held_out
+
+    def budget(self) -> Any:
+        """Alignment of the unaligned model through all parameters, redundant units only, random units only."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.align import alignment_data
+        from ssah_lens.study.budget import compare_budgets
+
+        if self.unaligned is None:
+            raise BadInput("stage 'budget' aligns the unaligned counterpart anew; name it with --unaligned")
+        a, seed = self.config.align, self.config.seed
+        harmful, twins = pairs("train")
+        data = alignment_data(self.unaligned, harmful, twins.sample(a.twins, seed), self.ordinary_train[0], a, seed)
+        return compare_budgets(
+            self.unaligned,
+            self._table(),
+            data,
+            self._yardstick(self.unaligned),
+            a,
+            self.config.budget,
+            seed,
+            partial(self.folder.part, "budget"),
+        )
+
+    def transfer(self) -> Any:
+        """Where the roles go by fine-tuning, and whether that carries the loss of safety."""
+        from ssah_lens.score import score
+        from ssah_lens.study.turnover import turnover
+        from ssah_lens.train.data import rows_of
+        from ssah_lens.train.loop import TrainSettings
+        from ssah_lens.units import UnitTable
+
+        c, seed, table = self.config.tuning, self.config.seed, self._table()
+
+        def rescore(model: ChatModel, at: int) -> UnitTable:
+            scores = score(self.config.units.score)(model, self._calibration(at))
+            return UnitTable(table.grid, scores.safety, scores.utility, table.roles, table.provenance)
+
+        settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
+        rows = rows_of(self.aligned, self._tuning_prompts("ordinary")[0])
+        return turnover(self.aligned, table, rescore, rows, self.yardstick, settings, seed)
 
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""

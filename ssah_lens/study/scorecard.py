@@ -13,8 +13,10 @@ import numpy as np
 from ssah_lens import stats
 from ssah_lens.results import AblateResult, Ablation, Arm, FreezeResult, RefusalResult, Results, ScoreRow, Verdict
 from ssah_lens.stats import Estimate
+from ssah_lens.study.direction_verdicts import direction_rows
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM
 from ssah_lens.study.tuning_verdicts import budget_row, transfer_row, tuning_rows
+from ssah_lens.study.verdict import verdict
 from ssah_lens.units import Role
 
 H4_DROP = 0.25
@@ -36,6 +38,8 @@ def scorecard(results: Results) -> tuple[ScoreRow, ...]:
     rows = []
     if results.refusal is not None:
         rows += _aligned(results.refusal)
+    if results.direction is not None:
+        rows += direction_rows(results.direction)
     if results.ablate is not None and any(c.role == Role.SCU for c in results.ablate.conditions):
         rows.append(_few_units(results.ablate))
     if results.freeze is not None:
@@ -47,15 +51,6 @@ def scorecard(results: Results) -> tuple[ScoreRow, ...]:
     if results.transfer is not None:
         rows.append(transfer_row(results.transfer))
     return tuple(rows)
-
-
-def verdict(effect: Estimate, threshold: float) -> Verdict:
-    """Supported when the interval lies above the threshold, contradicted when it lies below it."""
-    if effect.low is None or effect.high is None:
-        return Verdict.NOT_SETTLED
-    if effect.low >= threshold:
-        return Verdict.SUPPORTED
-    return Verdict.CONTRADICTED if effect.high < threshold else Verdict.NOT_SETTLED
 
 
 def _aligned(r: RefusalResult) -> list[ScoreRow]:

@@ -1,0 +1,170 @@
+"""The refusal direction, by the published selection (Arditi et al. 2024, arXiv 2406.11717, section 2.3 and appendix C).
+
+1. Candidates: mean state over refused harmful prompts minus mean over answered harmless ones, at every block's input
+   and every post-instruction position.
+2. Each candidate is tried on validation prompts: `bypass` = refusal score of harmful prompts with it projected out,
+   `induce` = refusal score of harmless prompts with it added at its layer, `kl` = KL on harmless prompts when it is
+   projected out, all at the decision position.
+3. The lowest bypass wins among those that induce refusal, have KL of at most 0.1 and lie below 0.8 of the depth.
+
+The whole table is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.direction.choice import Choice
+from ssah_lens.direction.states import States
+from ssah_lens.errors import BadInput
+from ssah_lens.intervene.steer import added, projected_out
+from ssah_lens.measure.refusal import log_odds
+from ssah_lens.measure.utility import decision_log_probs, kl
+from ssah_lens.progress import progress
+
+MAX_KL = 0.1
+"""As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
+MAX_DEPTH = 0.8
+"""As published, share of the layers: later directions write the refusing token itself."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate on the validation prompts.
+
+    Attributes:
+        layer: whose input.
+        position: counted from the end: -1 is the decision position.
+        norm: length of the difference of means.
+        bypass: mean refusal score of harmful prompts without the direction.
+        induce: mean refusal score of harmless prompts with the vector added.
+        kl: mean KL on harmless prompts without the direction, nats.
+        allowed: whether the published conditions hold.
+    """
+
+    layer: int
+    position: int
+    norm: float
+    bypass: float
+    induce: float
+    kl: float
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The chosen direction and how it was chosen.
+
+    Attributes:
+        vector: difference of means, in its own length.
+        chosen: its row of the table.
+        table: all candidates that were tried, by layer and position.
+        relaxed: True when no candidate met the conditions and the best of the rest was taken.
+        base_bypass, base_induce: mean refusal scores of the undamaged model on the same prompts.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    chosen: Tried
+    table: tuple[Tried, ...]
+    relaxed: bool
+    base_bypass: float
+    base_induce: float
+
+
+def differences(states: States, refusing: Bool[np.ndarray, " prompt"]) -> Float[Tensor, "layer position d_model"]:
+    """Mean over the refusing prompts minus mean over the others, float64 inside.
+
+    Raises:
+        BadInput: one side is empty.
+    """
+    refusing = np.asarray(refusing, dtype=bool)
+    if refusing.all() or not refusing.any():
+        raise BadInput("a difference of means needs prompts on both sides")
+    mean = lambda rows: states.values[torch.as_tensor(rows)].double().mean(0)
+    return (mean(refusing) - mean(~refusing)).float()
+
+
+def cells(
+    separation: Float[np.ndarray, "layer position"], layer_step: int = 1, per_layer: int | None = None
+) -> list[tuple[int, int]]:
+    """Which candidates to try: below `MAX_DEPTH`, every `layer_step`-th layer, the positions that separate best.
+
+    Args:
+        separation: how well each cell tells the two sides apart on validation prompts.
+        layer_step: 1 tries every layer.
+        per_layer: positions a layer; all when None.
+
+    Returns:
+        (layer, position from the end) in order.
+    """
+    n_layers, n_pos = separation.shape
+    top = max(1, int(np.ceil(MAX_DEPTH * n_layers)))
+    layers = range(top - 1, -1, -layer_step)
+    # A stable sort from the end: of equal positions the later one is tried.
+    best = lambda layer: sorted(range(n_pos), key=lambda p: (-separation[layer, p], -p))[: per_layer or n_pos]
+    return sorted((layer, p - n_pos) for layer in layers for p in best(layer))
+
+
+def extract(
+    model: ChatModel,
+    vectors: Float[Tensor, "layer position d_model"],
+    tried: Sequence[tuple[int, int]],
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    choice: Choice,
+) -> Extracted:
+    """Tries the candidates on validation prompts and chooses one.
+
+    Args:
+        model: the model.
+        vectors: from `differences`.
+        tried: cells to try, from `cells`.
+        harmful, harmless: validation prompts.
+        choice: its threshold is what an induced refusal must exceed (published: 0).
+
+    Raises:
+        BadInput: no candidate, or all of length zero.
+    """
+    tried = [c for c in tried if float(vectors[c].norm()) > 0]
+    if not tried:
+        raise BadInput("no candidate direction: the states of the two sides do not differ")
+    texts, n = [*harmful, *harmless], len(harmful)
+    base = decision_log_probs(model, texts)
+    score = lambda log_probs: float(log_odds(log_probs, choice.tokens).mean())
+    table = []
+    for layer, position in progress(tried, "candidate directions"):
+        vector = vectors[layer, position]
+        with projected_out(model, vector):
+            without = decision_log_probs(model, texts)
+        with added(model, layer, vector):
+            induce = score(decision_log_probs(model, harmless))
+        bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:]).mean())
+        allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
+        table.append(Tried(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
+    chosen, relaxed = choose(table)
+    vector = vectors[chosen.layer, chosen.position]
+    return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]))
+
+
+def choose(table: Sequence[Tried]) -> tuple[Tried, bool]:
+    """The allowed candidate with the lowest bypass; without any, the best of those that harm least.
+
+    Returns:
+        The candidate, and whether the conditions had to be relaxed (KL first kept, then dropped).
+    """
+    allowed = [t for t in table if t.allowed]
+    pool = allowed or [t for t in table if t.kl <= MAX_KL] or list(table)
+    return min(pool, key=lambda t: t.bypass), not allowed
+
+
+def random_like(vector: Float[Tensor, " d_model"], seed: int) -> Float[Tensor, " d_model"]:
+    """A random direction of the same length: the control of everything that is done along `vector`."""
+    drawn = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm() * vector.norm()

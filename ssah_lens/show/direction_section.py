@@ -1,0 +1,153 @@
+"""The report's section on the refuse-or-fulfil direction."""
+
+from __future__ import annotations
+
+from ssah_lens.results import DirectionResult, Interchange, Readout
+from ssah_lens.show.section import Examples, Section, Table
+from ssah_lens.show.text import cell, clean, number, percent, percents
+
+N_HEADS = 5
+
+
+def direction(r: DirectionResult) -> Section:
+    """Stage `direction`."""
+    figures = {
+        "direction_steered": "Points with intervals, share refused: " + "; ".join(
+            f"{_name(s.name, s.control)} harmful {number(s.harmful.refused.value)}" for s in r.steered if s.harmful
+        ) + ".",
+        "direction_selection": f"Scatter: refusal scores and KL of {len(r.candidates)} candidate directions by layer; "
+        f"chosen layer {r.layer}, position {r.position}.",
+        "direction_auroc": "Lines: AUROC per layer. " + "; ".join(
+            f"{x.target} {number(x.auroc.value)} at layer {x.layer}" for x in r.readouts
+        ) + ".",
+        "direction_distance": "Lines: distance gap between fulfilling and refusing per block. " + "; ".join(
+            f"{d.model}: positive in {percent(_positive(d.gap))} of blocks and lengths" for d in r.distances
+        ) + ".",
+        "direction_onset": "Refusals after forced tokens: " + "; ".join(
+            f"k={f.tokens} {number(f.refused.value)}" for f in r.onset.prefilled
+        ) + ".",
+        "direction_chain": f"Bars per layer of what attention and MLP add to the logit difference, together "
+        f"{number(r.chain.total)}.",
+    }  # fmt: skip
+    for found in r.interchange:
+        figures[f"direction_interchange_{found.pairs}"] = "Decisions flipped: " + "; ".join(
+            f"{f.basis} rank {f.rank} {number(f.flipped.value)}" for f in found.flips
+        ) + "."  # fmt: skip
+    return Section(
+        "direction",
+        "One direction?",
+        "Is refuse-or-fulfil one binary choice along one direction, and where is it made?",
+        figures,
+        _words(r),
+        "Random directions of the same length, shuffled labels, norm-matched random subspaces, DAS on arbitrary labels "
+        "and in an untrained copy of the model, and shuffled openings.",
+        tuple(_tables(r)),
+        examples=_examples(r),
+    )
+
+
+def _words(r: DirectionResult) -> tuple[str, ...]:
+    kind = "refused harmful and answered harmless" if r.by_choice else "harmful and harmless (too few were refused)"
+    where = f"block {r.layer}, position {r.position} (-1 is the decision position)"
+    out = [
+        f"The direction is the difference of mean states between {kind} train prompts, at the input of {where}; "
+        f"{len(r.candidates)} candidates were tried on validation prompts"
+        + ("; none met the published conditions, so the best of the rest was taken." if r.relaxed else ".")
+    ]
+    prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
+    if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
+        out.append(
+            f"Undamaged, the model refuses {percents(base.harmful.refused)} of harmful prompts. Taken out of the "
+            f"prompt only, {percent(prompt.harmful.refused)}; taken out of the response only, "
+            f"{percent(response.harmful.refused)}."
+        )
+    if r.before is not None:
+        out.append(
+            f"Before alignment: the direction of harm had cosine {number(r.before.cosine)} to today's, and today's "
+            f"read harm with AUROC {number(r.before.harm_auroc.value)} in the unaligned model. Adding today's refusal "
+            f"direction to the unaligned model makes it refuse {percents(r.before.added.refused)} of harmful prompts."
+        )
+    for found in r.interchange:
+        sure = "" if found.arrived else " (nowhere does the whole state flip nearly all: the best block was taken)"
+        out.append(
+            f"Interchange on {found.pairs} pairs was done at block {found.layer}, the first where the whole state "
+            f"carries the choice{sure}. Cosines with the direction: "
+            + ", ".join(f"{n} {number(c)}" for n, c in found.cosines.items())
+            + "."
+        )
+    if r.onset.kl_first is not None:
+        out.append(
+            f"The first {r.onset.kl_tokens} tokens hold {percent(r.onset.kl_first)} of the KL between the aligned and "
+            "the unaligned model along own refusals."
+        )
+    out += [f"{name}: {percents(e)} refused by the unaligned model." for name, e in r.onset.forced_refusal]
+    if r.skipped:
+        out.append("Not measured: " + "; ".join(r.skipped) + ".")
+    return tuple(out)
+
+
+def _tables(r: DirectionResult):
+    rows = [
+        (_name(s.name, s.control), *(_rates(side) for side in (s.harmful, s.harmless)), cell(s.kl) if s.kl else "",
+         cell(s.refusal_score) if s.refusal_score else "", cell(s.harmful.incoherent) if s.harmful else "")
+        for s in r.steered
+    ]  # fmt: skip
+    columns = ("change", "harmful refused", "ordinary refused", "KL on ordinary (nats)", "refusal score (log-odds)",
+               "harmful incoherent")  # fmt: skip
+    yield Table("Test prompts (shares of prompts)", columns, tuple(rows))
+    if r.readouts:
+        columns = ("target", "difference of means", "probe", "shuffled labels", "borderline prompts", "other target",
+                   "other target, one side")  # fmt: skip
+        yield Table("AUROC on unseen prompts", columns, tuple(_readout(x) for x in r.readouts))
+    for found in r.interchange:
+        yield _flips(found)
+    heads = tuple(
+        (f"layer {h.layer}, head {h.head}", number(h.contribution), *(" / ".join(number(x) for x in side)
+         for side in (h.harmful, h.harmless)))
+        for h in r.chain.top[:N_HEADS]
+    )  # fmt: skip
+    if heads:
+        columns = ("head", "to the logit difference", "attention, harmful", "attention, ordinary")
+        yield Table("Heads that write the choice (attention on template / instruction / after it)", columns, heads)
+
+
+def _readout(x: Readout) -> tuple[str, ...]:
+    null = f"{number(sum(x.null) / len(x.null))} ({number(min(x.null))} to {number(max(x.null))})"
+    name = f"{x.target}, layer {x.layer}, position {x.position}"
+    return (name, cell(x.auroc), cell(x.probe_auroc), null, cell(x.transfer), cell(x.other), cell(x.within))
+
+
+def _flips(found: Interchange) -> Table:
+    rows = [
+        (f"{f.basis}, rank {f.rank}", cell(f.flipped), *map(_number, (f.to_fulfil, f.to_refuse, f.fit)))
+        for f in found.flips
+    ]
+    columns = ("basis", "flipped", "to fulfil", "to refuse", "own train targets")
+    return Table(f"Decisions flipped, {found.pairs} pairs ({found.n_test}, both ways)", columns, tuple(rows))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _name(name: str, control: int | None) -> str:
+    return name if control is None else f"random direction {control} {name}"
+
+
+def _rates(side) -> str:
+    return "" if side is None else cell(side.refused)
+
+
+def _positive(gap: list[list[float]]) -> float:
+    values = [v for row in gap for v in row]
+    return sum(v > 0 for v in values) / len(values)
+
+
+def _examples(r: DirectionResult) -> Examples | None:
+    shown = {name: s.examples for name in ("undamaged", "ablated") if (s := r.find(name)) is not None and s.harmful}
+    if len(shown) < 2:
+        return None
+    answers = [{clean(p): (clean(o, 20), clean(t)) for p, o, t in rows} for rows in shown.values()]
+    prompts = [p for p in answers[0] if all(p in a for a in answers)]
+    names = ("undamaged", "direction ablated")
+    return Examples(names, tuple((p, tuple(a[p] for a in answers)) for p in prompts)) if prompts else None

@@ -1,0 +1,132 @@
+"""H2, second half: which pairs of prompts the interchange is done on, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ssah_lens import stats
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import token_aligned
+from ssah_lens.config import DirectionConfig
+from ssah_lens.direction import interchange
+from ssah_lens.direction.choice import Choice
+from ssah_lens.direction.interchange import MIN_PAIRS
+from ssah_lens.measure.refusal import refusal_scores
+from ssah_lens.results import Flips, Interchange
+from ssah_lens.study.direction_data import DirectionData
+from ssah_lens.study.readouts import Labelled
+
+FEW, MANY = 2, 8
+"""Times as many twins are looked at as are wanted (quick, and standard): in most the model may refuse both sides."""
+Keep = Callable[[str, Any, Callable[[], Any]], Any]
+"""(name, type, maker) -> what the maker gives, or what an interrupted run kept of it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Prompts of a split with states and, where the model was asked, outcomes."""
+
+    labelled: Labelled
+    texts: list[str]
+    fulfilled: Bool[np.ndarray, " prompt"]
+
+
+def interchanges(
+    model: ChatModel,
+    data: DirectionData,
+    train: Part,
+    test: Part,
+    choice: Choice,
+    vector: torch.Tensor,
+    config: DirectionConfig,
+    seed: int,
+    keep: Keep,
+) -> tuple[tuple[Interchange, ...], list[str]]:
+    """Token-aligned twins where the model decides enough of them differently, else harmful beside ordinary prompts."""
+    settings = interchange.Training(
+        ranks=config.ranks,
+        epochs=config.das_epochs,
+        controls=config.das_controls,
+        every_control=config.both_pairs,
+        layer_step=config.layer_step,
+        seed=seed,
+    )
+    kinds: dict[str, Callable] = {"twins": _twins, "unmatched": _unmatched}
+    out, why = [], []
+    for kind, choose in kinds.items():
+        if out and not config.both_pairs:
+            break
+        pairs = choose(model, data, train, test, choice, config, seed)
+        short = [f"{len(p[0])} {s}" for p, s in zip(pairs, ("train", "test"), strict=True) if len(p[0]) < MIN_PAIRS]
+        if short:
+            why.append(f"interchange on {kind} pairs: the model decides only {' and '.join(short)} pairs differently")
+            continue
+        make = lambda pairs=pairs, kind=kind: _result(
+            kind, interchange.interchange(model, *pairs, choice, settings), vector
+        )
+        out.append(keep(f"interchange_{kind}", Interchange, make))
+    return tuple(out), why
+
+
+def _twins(model, data, train, test, choice, config, seed) -> list[tuple[list[str], list[str]]]:
+    """Token-aligned pairs whose harmful side is refused and whose harmless side is answered, by refusal score."""
+    out = []
+    for split, part in ((data.aligned_train, train), (data.aligned_test, test)):
+        aligned = token_aligned(model.tokenizer, *split)
+        n = part.labelled.pairs
+        refused = part.labelled.choice
+        share = float((refused[:n] & ~refused[n : 2 * n]).mean())
+        look = min(len(aligned[0]), (MANY if config.both_pairs else FEW) * config.pairs)
+        if share * look < MIN_PAIRS:
+            out.append(([], []))  # by the share seen so far there are not enough
+            continue
+        sides = [s.sample(look, seed).texts for s in aligned]
+        scores = [refusal_scores(model, s, choice.tokens) for s in sides]
+        keep = np.flatnonzero(choice.refuses(scores[0]) & ~choice.refuses(scores[1]))[: config.pairs]
+        out.append(tuple([s[i] for i in keep] for s in sides))
+    return out
+
+
+def _unmatched(model, data, train, test, choice, config, seed) -> list[tuple[list[str], list[str]]]:
+    """Refused harmful prompts beside answered ordinary ones, in their order."""
+    out = []
+    for part in (train, test):
+        p = part.labelled
+        refuses, n = choice.refuses(p.states.scores), p.pairs
+        ordinary = np.flatnonzero(~p.edge & (np.arange(len(p.harm)) >= 2 * n) & ~refuses)
+        harmful = np.flatnonzero(refuses[:n])
+        m = min(len(harmful), len(ordinary), config.pairs)
+        out.append(([part.texts[i] for i in harmful[:m]], [part.texts[i] for i in ordinary[:m]]))
+    return out
+
+
+def _result(kind: str, found: interchange.Interchanged, vector: Float[Tensor, " d_model"]) -> Interchange:
+    cosine = lambda v: float(torch.nn.functional.cosine_similarity(v, vector, dim=0).abs())
+    return Interchange(
+        pairs=kind,
+        layer=found.layer,
+        arrived=found.arrived,
+        n_train=found.n_train,
+        n_test=found.n_test,
+        layers=found.layers,
+        whole=found.whole.tolist(),
+        line=found.line.tolist(),
+        flips=tuple(_flips(f) for f in found.flips),
+        cosines={name: cosine(v) for name, v in found.bases.items()},
+    )
+
+
+def _flips(f: interchange.Flipped) -> Flips:
+    n = len(f.hits) // 2
+    apart = f.basis != interchange.UNTRAINED  # there, only some directed pairs could be flipped
+    ways = (float(f.hits[:n].mean()), float(f.hits[n:].mean())) if apart else (None, None)
+    whole = set(np.unique(f.hits)) <= {0.0, 1.0}
+    share = stats.rate(f.hits > 0.5) if whole else stats.mean(f.hits)
+    return Flips(f.basis, f.rank, share, *ways, f.fit, tuple(f.hits.tolist()))

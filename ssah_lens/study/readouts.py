@@ -1,0 +1,95 @@
+"""H1: how well the choice, and harm, are read off one direction on test prompts, beside shuffled labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ssah_lens import stats
+from ssah_lens.direction.separability import MIN_CLASS, ReadOut, areas, best_cell, fit, project, shuffles
+from ssah_lens.direction.states import States
+from ssah_lens.results import Readout
+from ssah_lens.stats import Estimate
+
+CHOICE, HARM = "choice", "harm"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Prompts of one split with their states.
+
+    Attributes:
+        states: of all prompts.
+        harm: True on harmful prompts.
+        choice: True on refused prompts.
+        pairs: number of matched pairs: the first `pairs` prompts are harmful, the next `pairs` their twins.
+        edge: True on borderline prompts (test split only); they take part in `transfer` and `within` alone.
+    """
+
+    states: States
+    harm: Bool[np.ndarray, " prompt"]
+    choice: Bool[np.ndarray, " prompt"]
+    pairs: int
+    edge: Bool[np.ndarray, " prompt"]
+
+    def rows(self, target: str) -> np.ndarray:
+        """What a read-out of this target is about: matched pairs for harm, all but borderline ones for the choice."""
+        return np.flatnonzero(np.arange(len(self.harm)) < 2 * self.pairs if target == HARM else ~self.edge)
+
+    def of(self, target: str) -> Bool[np.ndarray, " prompt"]:
+        return self.harm if target == HARM else self.choice
+
+
+def readout(
+    target: str, train: Labelled, validation: Labelled, test: Labelled, n_null: int, seed: int
+) -> Readout | None:
+    """Fits on train, chooses the cell on validation, measures on test; None where a split has one side only."""
+    rows = [part.rows(target) for part in (train, validation, test)]
+    labels = [part.of(target)[r] for part, r in zip((train, validation, test), rows, strict=True)]
+    if any(min(y.sum(), (~y).sum()) < MIN_CLASS for y in labels):
+        return None
+    shuffled = [
+        np.concatenate([y[:, None], shuffles(y, n_null, seed + i, pairs=target == HARM)], 1)
+        for i, y in enumerate(labels[:2])
+    ]
+    fitted = fit(train.states.where(rows[0]), shuffled[0])
+    mean = _areas(fitted, validation, rows[1], shuffled[1])
+    cells = [best_cell(mean[..., c]) for c in range(mean.shape[-1])]
+    layer, position = cells[0]
+    test_mean = areas(project(test.states.where(rows[2]), fitted.mean), labels[2])
+    probe = areas(project(test.states.where(rows[2]), fitted.probe[..., :1]), labels[2])[..., 0]
+    null = [float(test_mean[cell[0], cell[1], c]) for c, cell in enumerate(cells)][1:]
+    at = lambda weights: (test.states.values[:, layer, position] @ weights[layer, position, :, 0]).numpy()
+    scores, by_probe = at(fitted.mean), at(fitted.probe)
+    main, other = test.of(target), test.of(CHOICE if target == HARM else HARM)
+    inside = np.isin(np.arange(len(scores)), rows[2])
+    # Does it read more than its target? The choice among harmless prompts alone; harm among refused prompts alone.
+    alone = ~test.harm if target == HARM else test.choice
+    return Readout(
+        target,
+        test_mean[..., 0].tolist(),
+        probe.tolist(),
+        layer,
+        position - test.states.values.shape[2],
+        _auroc(scores, main, inside),
+        _auroc(by_probe, main, inside),
+        tuple(null),
+        _auroc(scores, main, test.edge),
+        _auroc(scores, other, inside),
+        _auroc(scores, other, alone),
+    )
+
+
+def _areas(fitted: ReadOut, part: Labelled, rows: np.ndarray, labels: Bool[np.ndarray, "prompt column"]):
+    """AUROC of the difference of means in every cell, each labelling against its own labels."""
+    scores = project(part.states.where(rows), fitted.mean)
+    return np.stack([areas(scores[..., c], labels[:, c]) for c in range(labels.shape[1])], -1)
+
+
+def _auroc(scores: Float[np.ndarray, " prompt"], labels: np.ndarray, chosen: np.ndarray) -> Estimate | None:
+    positive, negative = scores[chosen & labels], scores[chosen & ~labels]
+    if min(len(positive), len(negative)) < MIN_CLASS:
+        return None
+    return stats.auroc(positive, negative)

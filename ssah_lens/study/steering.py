@@ -1,0 +1,119 @@
+"""H2, first half: what the model does on test prompts with the direction projected out or added, beside random ones."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssah_lens import stats
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.direction.extract import random_like
+from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
+from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
+from ssah_lens.measure.utility import kl
+from ssah_lens.progress import progress
+from ssah_lens.results import Outcomes, Steered
+from ssah_lens.study.behaviour import outcomes
+
+UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
+AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
+N_EXAMPLES = 6
+
+
+@dataclass
+class Steering:
+    """Asks the same test prompts under every change.
+
+    Attributes:
+        model: the model.
+        harmful, ordinary: test prompts.
+        tokens: refusal-opening token ids.
+        judge: which judge.
+        max_new_tokens: length of a response.
+        reference: log-probabilities of the undamaged model on the ordinary prompts, once it was asked.
+    """
+
+    model: ChatModel
+    harmful: PromptSet
+    ordinary: PromptSet
+    tokens: tuple[int, ...]
+    judge: str
+    max_new_tokens: int
+    reference: Float[Tensor, "prompt vocab"] | None = None
+
+    def all(self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int) -> tuple[Steered, ...]:
+        """The undamaged model, the direction ablated and added, where it matters, and random directions."""
+        none = PromptSet("none", ())
+        out = [self.measure(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)]
+        out.append(self.measure(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary))
+        out.append(self.measure(ADDED, None, added(self.model, layer, vector), none, self.ordinary))
+        for name, where in ((AT_PROMPT, PROMPT), (AT_RESPONSE, RESPONSE)):
+            out.append(self.measure(name, None, projected_out(self.model, vector, where), self.harmful, none))
+        for i in progress(range(controls), "random directions"):
+            drawn = random_like(vector, seed + i)
+            out.append(self.measure(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary))
+            out.append(self.measure(ADDED, seed + i, added(self.model, layer, drawn), none, self.ordinary))
+        return tuple(out)
+
+    def measure(
+        self,
+        name: str,
+        control: int | None,
+        change: AbstractContextManager,
+        harmful: PromptSet,
+        ordinary: PromptSet,
+    ) -> Steered:
+        """Asks both sets (either may be empty) inside `change`."""
+        n, m = len(harmful), len(ordinary)
+        scores, log_probs = np.empty(n), [None] * m
+
+        def read(rows: list[int], logits: Tensor) -> None:
+            for i, row in zip(rows, logits.float().log_softmax(-1), strict=True):
+                if i < n:
+                    scores[i] = float(log_odds(row[None], self.tokens))
+                else:
+                    log_probs[i - n] = row.clone()
+
+        sets = [s for s in (harmful, ordinary) if len(s)]
+        with change:
+            found = ask(self.model, sets, self.judge, self.max_new_tokens, at_decision=read)
+        said = dict(zip([id(s) for s in sets], found, strict=True))
+        here = torch.stack(log_probs) if m else None
+        if self.reference is None:
+            self.reference = here
+        moved = kl(self.reference, here) if m and self.reference is not None and name != UNDAMAGED else None
+        side = lambda s: said.get(id(s)) if len(s) else None
+        h, o = side(harmful), side(ordinary)
+        return Steered(
+            name,
+            control,
+            _outcomes(h),
+            _outcomes(o),
+            stats.mean(scores) if n else None,
+            None if moved is None else stats.mean(moved),
+            _refused(h),
+            _refused(o),
+            _examples(harmful, h) if h else _examples(ordinary, o),
+        )
+
+
+def _outcomes(found: Refusals | None) -> Outcomes | None:
+    return None if found is None else outcomes(found)
+
+
+def _refused(found: Refusals | None) -> tuple[bool, ...]:
+    return () if found is None else tuple(bool(b) for b in found.is_(Outcome.REFUSED))
+
+
+def _examples(prompts: PromptSet, found: Refusals | None) -> tuple[tuple[str, str, str], ...]:
+    if found is None:
+        return ()
+    rows = np.linspace(0, len(prompts) - 1, min(N_EXAMPLES, len(prompts))).round().astype(int)
+    return tuple((prompts[i].text, str(found.outcomes[i]), found.responses[i][:STORED_CHARACTERS]) for i in rows)

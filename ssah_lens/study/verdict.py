@@ -1,0 +1,15 @@
+"""The rule that every verdict follows."""
+
+from __future__ import annotations
+
+from ssah_lens.results import Verdict
+from ssah_lens.stats import Estimate
+
+
+def verdict(effect: Estimate, threshold: float) -> Verdict:
+    """Supported when the interval lies above the threshold, contradicted when it lies below it."""
+    if effect.low is None or effect.high is None:
+        return Verdict.NOT_SETTLED
+    if effect.low >= threshold:
+        return Verdict.SUPPORTED
+    return Verdict.CONTRADICTED if effect.high < threshold else Verdict.NOT_SETTLED

@@ -1,0 +1,129 @@
+"""The room against models whose truth is written into their weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.direction.choice import Choice
+from ssah_lens.direction.extract import cells, differences, extract, random_like
+from ssah_lens.direction.interchange import (
+    ARBITRARY,
+    DAS,
+    MEAN,
+    PROBE,
+    RANDOM,
+    UNTRAINED,
+    WHOLE,
+    Interchanged,
+    Training,
+    interchange,
+)
+from ssah_lens.direction.separability import areas, best_cell, fit, project
+from ssah_lens.direction.states import collect_states
+from ssah_lens.intervene.steer import added, projected_out
+from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.refusal import ask, refusal_scores
+
+N = 16
+
+
+def as_set(texts: list[str]) -> PromptSet:
+    return PromptSet("planted", tuple(Prompt(t) for t in texts))
+
+
+def refused(planted, texts: list[str]) -> float:
+    return ask(planted.model, [as_set(texts)], max_new_tokens=4)[0].is_(Outcome.REFUSED).mean()
+
+
+@pytest.fixture(scope="module")
+def states(one_direction):
+    p = one_direction
+    return collect_states(p.model, [*p.harmful(N, 1), *p.harmless(N, 1)], p.tokens)
+
+
+REFUSING = np.arange(2 * N) < N
+
+
+def test_the_planted_models_choose_as_planted(one_direction, two_directions):
+    for planted in (one_direction, two_directions):
+        assert refused(planted, planted.harmful(8, 0)) == 1
+        assert refused(planted, planted.harmless(8, 0)) == 0
+
+
+def test_the_planted_direction_is_recovered(one_direction, states):
+    truth = one_direction.directions[0]
+    found = differences(states, REFUSING)
+    assert found.shape == (4, len(states.labels), 32)
+    cosine = torch.nn.functional.cosine_similarity(found[1:], truth, dim=-1).abs()
+    assert cosine.min() > 0.99
+    # The tokens after the instruction are the same for all prompts: before block 0 nothing differs.
+    assert found[0].abs().max() < 1e-6
+
+
+def test_it_separates_from_the_block_on_that_writes_it(one_direction, states):
+    p = one_direction
+    weights = fit(states, REFUSING[:, None])
+    test = collect_states(p.model, [*p.harmful(N, 2), *p.harmless(N, 2)], p.tokens)
+    for scores in (project(test, weights.mean), project(test, weights.probe)):
+        area = areas(scores, REFUSING)[..., 0]
+        assert np.allclose(area[1:], 1) and np.allclose(area[0], 0.5)
+        assert best_cell(area) == (1, len(states.labels) - 1)
+    truth = p.directions[0]
+    assert torch.nn.functional.cosine_similarity(weights.probe[1, -1, :, 0], truth, dim=0).abs() > 0.9
+
+
+def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states):
+    p = one_direction
+    harmful, harmless = p.harmful(8, 3), p.harmless(8, 3)
+    vectors = differences(states, REFUSING)
+    tried = cells(np.ones(vectors.shape[:2]), per_layer=1)
+    assert tried == [(0, -1), (1, -1), (2, -1), (3, -1)]
+    found = extract(p.model, vectors, tried, harmful, harmless, Choice(p.tokens))
+    assert [t.layer for t in found.table] == [1, 2, 3]  # block 0 has no difference to try
+    assert found.chosen.bypass < found.base_bypass and found.base_bypass > 0 > found.base_induce
+    assert found.chosen.induce > 0
+    truth = p.directions[0]
+    assert torch.nn.functional.cosine_similarity(found.vector, truth, dim=0).abs() > 0.99
+    at_random = random_like(found.vector, 5)
+    assert float(at_random.norm()) == pytest.approx(float(found.vector.norm()), rel=1e-5)
+    base = refusal_scores(p.model, harmful, p.tokens)
+    with projected_out(p.model, found.vector):
+        without = refusal_scores(p.model, harmful, p.tokens)
+        # Nothing is left to choose by: both sides are the same.
+        np.testing.assert_allclose(without, refusal_scores(p.model, harmless, p.tokens), atol=0.2)
+    with projected_out(p.model, at_random):
+        assert np.abs(refusal_scores(p.model, harmful, p.tokens) - base).mean() < 0.5 * np.abs(without - base).mean()
+    with added(p.model, found.chosen.layer, found.vector):
+        assert refused(p, harmless) == 1
+
+
+def rank_curve(planted, seed: int = 0) -> Interchanged:
+    pairs = lambda n, s: (planted.harmful(n, s), planted.harmless(n, s))
+    settings = Training(ranks=(1, 2), epochs=40, lr=0.05, batch_size=32, controls=3, seed=seed)
+    return interchange(planted.model, pairs(24, 1), pairs(16, 2), Choice(planted.tokens), settings)
+
+
+def share(found: Interchanged, basis: str, rank: int | None = None) -> float:
+    return float(next(f.hits.mean() for f in found.flips if f.basis == basis and rank in (None, f.rank)))
+
+
+def test_one_direction_flips_every_decision(one_direction):
+    found = rank_curve(one_direction)
+    assert (found.layer, found.arrived, found.n_train, found.n_test) == (1, True, 24, 16)
+    assert found.whole.tolist() == [0, 1, 1, 1] and found.line.tolist() == [0, 1, 1, 1]
+    assert share(found, WHOLE) == share(found, MEAN) == share(found, PROBE) == share(found, DAS, 1) == 1
+    truth = one_direction.directions[0]
+    cosine = lambda name: torch.nn.functional.cosine_similarity(found.bases[name], truth, dim=0).abs()
+    assert cosine(MEAN) > 0.99 and cosine(DAS) > 0.7  # DAS stops where every decision flips
+    assert share(found, RANDOM, 1) < 0.3 and share(found, ARBITRARY, 1) < 1 and share(found, UNTRAINED, 1) < 1
+
+
+def test_a_choice_that_needs_two_directions_shows_in_the_rank_curve(two_directions):
+    found = rank_curve(two_directions)
+    assert found.layer == 1 and share(found, WHOLE) == 1
+    one, two = share(found, DAS, 1), share(found, DAS, 2)
+    assert two > 0.9 and one < 0.75, (one, two)
+    assert share(found, MEAN) < 0.3

@@ -1,0 +1,56 @@
+"""Figures and section of stage `direction`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from made_up import made_up
+from made_up_direction import made_up_direction
+
+from ssah_lens.show.direction_figures import direction_figures
+from ssah_lens.show.direction_section import direction
+from ssah_lens.show.report import html
+from ssah_lens.show.run_folder import draw
+
+
+def test_every_figure_is_drawn_and_described():
+    r = made_up_direction()
+    drawn = direction_figures(r)
+    assert set(drawn) == set(direction(r).figures)
+    assert {n for n in draw(replace(made_up(), direction=r)) if n.startswith("direction")} == set(drawn)
+
+
+def test_the_rank_curve_shows_every_basis_and_control_with_its_value():
+    figure = direction_figures(made_up_direction())["direction_interchange_twins"]
+    (axes,) = figure.axes
+    lines = {c.get_label(): c for c in axes.containers}
+    assert set(lines) == {
+        "DAS", "difference of means", "probe", "random subspace", "DAS, arbitrary labels", "DAS, untrained model"
+    }  # fmt: skip
+    assert lines["DAS"].lines[0].get_ydata() == pytest.approx([43 / 48, 45 / 48, 46 / 48, 47 / 48])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_the_section_says_the_numbers_and_what_was_left_out():
+    section = direction(made_up_direction())
+    text = " ".join(section.words)
+    assert "block 9" in text and "something, for a reason" in text and "cosine 0.80" in text
+    cells = {row[0]: row for t in section.tables for row in t.rows}
+    assert cells["ablated"][1].startswith("0.05") and cells["DAS, rank 1"][1].startswith("0.90")
+    assert cells["layer 7, head 1"][1] == "0.60" and cells["random direction 0 ablated"][1].startswith("0.95")
+
+
+def test_without_a_counterpart_and_without_a_choice_it_still_speaks():
+    r = made_up_direction()
+    bare = replace(
+        r, readouts=(), interchange=(), before=None, by_choice=False, relaxed=True, distances=r.distances[:1],
+        onset=replace(r.onset, kl=(), kl_first=None, forced_refusal=()), chain=replace(r.chain, heads=[], top=()),
+    )  # fmt: skip
+    assert {"direction_auroc", "direction_interchange_twins"}.isdisjoint(direction_figures(bare))
+    assert "too few were refused" in direction(bare).words[0]
+
+
+def test_responses_are_escaped_in_the_report():
+    page = html(replace(made_up(), direction=made_up_direction()), {}, {})
+    assert "<script>alert" not in page and 'id="direction"' in page

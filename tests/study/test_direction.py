@@ -1,0 +1,192 @@
+"""Stage `direction` as a whole: on a planted model, and on one that never refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.config import DirectionConfig, study_config
+from ssah_lens.results import DirectionResult, Results, Verdict
+from ssah_lens.stats import Estimate
+from ssah_lens.study.direction import direction_report, study_direction
+from ssah_lens.study.direction_data import DirectionData
+from ssah_lens.study.direction_verdicts import direction_rows
+from ssah_lens.study.record import RunFolder
+from ssah_lens.study.scorecard import scorecard
+
+CONFIG = DirectionConfig(
+    layer_step=1, shuffles=8, max_new_tokens=4, pairs=12, ranks=(1, 2), das_epochs=30, distance=8, onset=8,
+    prefill=(1, 5), chain=8,
+)  # fmt: skip
+
+
+def as_set(name: str, texts: list[str]) -> PromptSet:
+    return PromptSet(name, tuple(Prompt(t) for t in texts))
+
+
+@pytest.fixture(scope="module")
+def data(one_direction) -> DirectionData:
+    p = one_direction
+    sides = lambda n, seed: (as_set("harmful", p.harmful(n, seed)), as_set("twins", p.harmless(n, seed)))
+    plain = lambda n, seed: as_set("ordinary", p.harmless(n, seed))
+    test = sides(16, 5)
+    return DirectionData(
+        sides(16, 1), plain(16, 2), sides(12, 3), plain(12, 4), test, plain(16, 6), test[0],
+        as_set("safe", p.harmless(6, 7)), as_set("unsafe", p.harmful(6, 8)), sides(16, 1), sides(16, 5),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(one_direction, data: DirectionData) -> DirectionResult:
+    p = one_direction
+    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0)
+
+
+def test_the_planted_choice_is_found_and_steered(one_direction, result: DirectionResult):
+    truth = one_direction.directions[0]
+    cosine = torch.nn.functional.cosine_similarity(torch.tensor(result.vector), truth, dim=0).abs()
+    assert cosine > 0.99 and result.by_choice and result.agreement == 1 and result.refused_train == (16, 48)
+    rates = {s.name: s.harmful.refused.value for s in result.steered if s.control is None and s.harmful}
+    assert rates["undamaged"] == 1 and rates["ablated"] == 0
+    # The word is chosen at the decision position: the response alone changes nothing.
+    assert rates["ablated at the prompt"] == 0 and rates["ablated at the response"] == 1
+    assert result.find("added").harmless.refused.value == 1
+    assert all(s.harmful.refused.value == 1 for s in result.controls("ablated"))
+    assert result.find("undamaged").kl is None and result.find("ablated").kl.value > 0
+
+
+def test_it_is_read_from_block_1_on(result: DirectionResult):
+    choice, harm = result.readout("choice"), result.readout("harm")
+    for found in (choice, harm):
+        assert found.layer == 1 and found.auroc.value == found.probe_auroc.value == 1 and found.transfer.value == 1
+        assert found.mean_difference[0] == [0.5] * len(result.positions) and len(found.null) == 8
+    assert choice.auroc.n == 48 and harm.auroc.n == 32
+    assert harm.within is None and choice.within is None  # all harmless prompts are answered, all refused ones harmful
+
+
+def test_one_dimension_flips_the_decisions(result: DirectionResult):
+    (found,) = result.interchange  # token-aligned twins come first
+    assert found.pairs == "twins" and found.layer == 1 and found.n_test == 12
+    assert found.find("difference of means").flipped.value == found.find("DAS", 1).flipped.value == 1
+    assert found.find("random subspace", 1).flipped.value < 0.5
+    assert found.cosines["difference of means"] > 0.99
+
+
+def test_the_chain_adds_up(result: DirectionResult):
+    c = result.chain
+    assert c.embedding + sum(c.attention) + sum(c.mlp) == pytest.approx(c.total, rel=1e-3)
+    assert c.attention[0] == pytest.approx(c.total, rel=0.02)  # block 0's attention writes all of it
+    assert ((c.top[0].layer, c.top[0].head) == (0, 0) and c.refusing == ("S",)) or c.refusing
+
+
+def test_a_counterpart_with_the_same_weights_differs_in_nothing(result: DirectionResult):
+    assert result.before.cosine == pytest.approx(1, abs=1e-4) and result.before.added.refused.value == 1
+    assert max(abs(v) for curve in result.onset.kl for v in curve.mean) < 1e-5
+    aligned, unaligned = result.distances
+    assert aligned.gap == unaligned.gap and aligned.n == 8
+
+
+def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
+    adapter = TypeAdapter(DirectionResult)
+    assert adapter.validate_json(adapter.dump_json(result)) == result
+    told = direction_report(result, "out")
+    assert set(told.verdicts) == {"H1", "H2", "H3"} and set(told.interchange) >= {"1", "2"}
+    assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"}
+    assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
+
+
+def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: DirectionData, result, tmp_path):
+    p = one_direction
+    folder = RunFolder.open(tmp_path, study_config())
+    kept: list[str] = []
+
+    def keep(name: str, kind, make):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(name)
+        return folder.part("direction", name, kind, make)
+
+    with pytest.raises(KeyboardInterrupt):
+        study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep)
+    assert kept == ["selection", "steered", "interchange_twins"]
+    again = study_direction(
+        p.model, p.model.copy(), data, p.tokens, CONFIG, 0,
+        keep=lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make),
+    )  # fmt: skip
+    assert again == result
+
+
+# --- verdicts
+
+
+def row(r: DirectionResult, name: str):
+    return next(x for x in direction_rows(r) if x.id == name)
+
+
+def test_the_planted_choice_is_separable_and_one_direction(result: DirectionResult):
+    h1, h2 = row(result, "H1"), row(result, "H2")
+    assert h1.verdict is Verdict.SUPPORTED and h1.effect.value == 1
+    assert h2.effect.value == 1 and h2.control.value == 0
+    # One word and its end: taking the direction out moves harmless prompts far, which the rule calls damage.
+    kept = [replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) if s.name == "ablated" else s for s in result.steered]
+    assert row(replace(result, steered=tuple(kept)), "H2").verdict is Verdict.SUPPORTED
+    assert [x.id for x in scorecard(Results(direction=result))] == ["H1", "H2", "H3"]
+
+
+def with_flips(result: DirectionResult, one: float, most: float) -> DirectionResult:
+    kept = tuple(replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) if s.name == "ablated" else s for s in result.steered)
+    (found,) = result.interchange
+    hits = lambda share: tuple((np.arange(100) < 100 * share).astype(float).tolist())
+    change = lambda f: replace(
+        f, hits=hits(one if f.rank == 1 else most), flipped=Estimate(one if f.rank == 1 else most, 0, 1, 100)
+    )
+    flips = tuple(change(f) if f.basis in ("DAS", "probe", "difference of means") else f for f in found.flips)
+    flips = tuple(
+        replace(f, flipped=Estimate(0.1, 0, 1, 24)) if "random" in f.basis or "," in f.basis else f for f in flips
+    )
+    return replace(result, steered=kept, interchange=(replace(found, flips=flips),))
+
+
+def test_a_choice_of_several_dimensions_contradicts_h2(result: DirectionResult):
+    assert row(with_flips(result, 0.95, 1.0), "H2").verdict is Verdict.SUPPORTED
+    assert row(with_flips(result, 0.4, 1.0), "H2").verdict is Verdict.CONTRADICTED
+    assert row(with_flips(result, 0.05, 0.06), "H2").verdict is Verdict.NOT_SETTLED  # no better than its controls
+    assert row(replace(with_flips(result, 1, 1), interchange=()), "H2").verdict is Verdict.NOT_SETTLED
+
+
+def test_a_direction_that_does_no_more_than_a_random_one_contradicts_h2(result: DirectionResult):
+    base = result.find("undamaged")
+    idle = [replace(s, refused=base.refused) if s.name == "ablated" else s for s in result.steered]
+    assert row(replace(result, steered=tuple(idle)), "H2").verdict is Verdict.CONTRADICTED
+
+
+def test_h3_asks_whether_forced_tokens_undo_refusals_beyond_shuffled_ones(result: DirectionResult):
+    def forced(k: int, share: float):
+        hits = tuple((np.arange(50) < 50 * share).astype(float).tolist())
+        return replace(result.onset.prefilled[0], tokens=k, hits=hits, refused=Estimate(share, 0, 1, 50))
+
+    def h3(at_5: float, shuffled: float) -> Verdict:
+        onset = replace(
+            result.onset, prefilled=(forced(0, 1), forced(1, 0.9), forced(5, at_5)), shuffled=(forced(5, shuffled),)
+        )
+        near = tuple(replace(d, gap=[[0.1, 0.2]]) for d in result.distances)
+        return row(replace(result, onset=onset, distances=near), "H3").verdict
+
+    assert h3(0.1, 0.9) is Verdict.SUPPORTED
+    assert h3(0.8, 0.9) is Verdict.CONTRADICTED
+    assert h3(0.1, 0.2) is Verdict.CONTRADICTED
+
+
+def test_a_model_that_never_refuses_has_no_choice_to_read(micro, data: DirectionData):
+    config = CONFIG.model_copy(update={"prefill": (5,), "layer_step": 1})
+    found = study_direction(micro, None, data, (40, 50), config, seed=0)
+    assert not found.by_choice and found.agreement is None and found.readout("choice") is None
+    assert found.interchange == () and found.before is None and found.onset.kl == ()
+    assert len(found.skipped) == 4, found.skipped
+    verdicts = {x.id: x.verdict for x in direction_rows(found)}
+    assert verdicts["H1"] is Verdict.NOT_SETTLED and verdicts["H2"] is Verdict.CONTRADICTED

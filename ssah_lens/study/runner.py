@@ -40,42 +40,12 @@ STAGES = tuple(NEEDS)
 LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
 """Stages that a profile runs only when they are named: the quick one is to end within 15 minutes."""
 MINUTES = {
-    "quick": {
-        "align": 4,
-        "refusal": 1.5,
-        "direction": 3,
-        "units": 3,
-        "ablate": 3,
-        "freeze": 3.5,
-        "tuning": 6,
-        "budget": 12,
-        "transfer": 8,
-        "report": 0.2,
-    },
-    "standard": {
-        "align": 4,
-        "refusal": 5,
-        "direction": 45,
-        "units": 8,
-        "ablate": 35,
-        "freeze": 30,
-        "tuning": 120,
-        "budget": 45,
-        "transfer": 35,
-        "report": 0.2,
-    },
-    "full": {
-        "align": 4,
-        "refusal": 8,
-        "direction": 180,
-        "units": 15,
-        "ablate": 120,
-        "freeze": 90,
-        "tuning": 900,
-        "budget": 50,
-        "transfer": 60,
-        "report": 0.2,
-    },
+    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
+    | {"tuning": 9, "budget": 12, "transfer": 8, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30}
+    | {"tuning": 120, "budget": 45, "transfer": 35, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90}
+    | {"tuning": 900, "budget": 50, "transfer": 60, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30

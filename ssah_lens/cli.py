@@ -190,9 +190,9 @@ def study(
         if report_file.is_file():
             print(f"report: {report_file}")
 
-    shell.answer(
-        {"out": str(out), "report": str(report_file), "scorecard": [asdict(r) for r in results.scorecard]}, table
-    )
+    scorecard = [asdict(r) for r in results.scorecard]
+    told = {"out": str(out), "report": str(report_file), "scorecard": scorecard, "not_run": results.not_run}
+    shell.answer(told, table)
 
 
 @app.command()

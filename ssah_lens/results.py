@@ -430,6 +430,8 @@ class Results:
     budget: BudgetResult | None = None
     transfer: TransferResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Hypotheses that the profile leaves out -> the command that tests them (DIR: the run folder)."""
 
 
 # ---- stage `direction`
@@ -446,7 +448,7 @@ class Readout:
         layer, position: where the difference of means separates best on validation prompts (position -1: decision).
         auroc: there, on test prompts, of the difference of means.
         probe_auroc: there, of the probe.
-        null: the same with shuffled train and validation labels, the cell chosen the same way; one per shuffle.
+        null: the same with the labels of every split shuffled, the cell chosen the same way; one per shuffle.
         transfer: the same projection on borderline prompts, scored against the same target.
         other: the same projection and prompts, scored against the other target.
         within: 'harm': the choice among harmless prompts only; 'choice': harm among the refused prompts only. Each says
@@ -522,8 +524,10 @@ class Flips:
     Attributes:
         basis: 'difference of means', 'probe', 'DAS', 'whole state', or a control.
         rank: its dimensions.
-        flipped: share of directed pairs that took the source's choice.
-        to_fulfil, to_refuse: the same, of refused bases and of answered bases; None for the untrained model.
+        flipped: share of directed pairs that took the source's choice; of arbitrary labels, share of train pairs that
+            took theirs (what the method's freedom alone reaches).
+        to_fulfil, to_refuse: the same, of refused bases and of answered bases; None for the untrained model
+            and for arbitrary labels.
         fit: share of its own train targets that a trained basis reaches.
         hits: per directed pair (random subspaces: share of the draws).
     """

@@ -120,10 +120,12 @@ def speak(model: ChatModel, choose: int, free: int) -> tuple[int, ...]:
     with torch.no_grad():
         embedding = model.plain.get_input_embeddings().weight
         head = model.plain.get_output_embeddings().weight
-        for at, (token, following) in enumerate(steps):  # a channel a step: bigrams louder than the choice
+        # A channel a step. The embedding is loud, not the unembedding: a random move of the state at the decision
+        # position would otherwise speak some bigram louder than the choice, and count as an answer.
+        for at, (token, following) in enumerate(steps):
             embedding[token] = 0
-            embedding[token, free + at] = 6.0
-            head[following, free + at] += 100.0
+            embedding[token, free + at] = 40.0
+            head[following, free + at] += 2.0
         head[words[0][0], choose] = 8.0
         head[words[1][0], choose] = -8.0
         assert not {w[0] for w in words} & {t for w in words for t in w[1:]}

@@ -72,7 +72,8 @@ class Flipped:
         basis: its name.
         rank: dimensions.
         hits: whether each directed pair took the source's choice; all pairs to 'fulfil' first, then all to 'refuse'.
-            Random subspaces: share of the draws.
+            Random subspaces: share of the draws. Arbitrary labels: whether each train pair took its arbitrary label,
+            since only there can an arbitrary label be learnt: what the method's freedom alone reaches (chance: half).
         fit: share of its own train targets that a trained basis reaches; None for the others.
     """
 
@@ -225,7 +226,7 @@ def _bases(
             continue
         arbitrary = SubspaceInterchange(_das(train, layer, random_targets, rank, settings))
         own = _predicted(train, layer, arbitrary) == random_targets.numpy()
-        flips.append(Flipped(ARBITRARY, rank, test.hits(layer, arbitrary).astype(float), float(own.mean())))
+        flips.append(Flipped(ARBITRARY, rank, own.astype(float), float(own.mean())))
         flips.append(untrained.flipped(layer, rank, settings))
     return flips, bases
 

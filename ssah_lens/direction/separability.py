@@ -3,7 +3,7 @@
 `mean difference` projects on the difference of class means: one dimension, no fitting beyond two means. `probe` is a
 ridge classifier on centred states (regularised linear discriminant, closed form). Both are fitted on train
 prompts, the cell is chosen on validation prompts, numbers are of test prompts. The null repeats all of it with shuffled
-train and validation labels (pairs keep together: the labels are swapped inside a pair).
+labels in every split (pairs keep together: the labels are swapped inside a pair).
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ def _result(kind: str, found: interchange.Interchanged, vector: Float[Tensor, " 
 
 def _flips(f: interchange.Flipped) -> Flips:
     n = len(f.hits) // 2
-    apart = f.basis != interchange.UNTRAINED  # there, only some directed pairs could be flipped
+    # In the untrained model only some directed pairs could be flipped; arbitrary labels have no two ways.
+    apart = f.basis not in (interchange.UNTRAINED, interchange.ARBITRARY)
     ways = (float(f.hits[:n].mean()), float(f.hits[n:].mean())) if apart else (None, None)
     whole = set(np.unique(f.hits)) <= {0.0, 1.0}
     share = stats.rate(f.hits > 0.5) if whole else stats.mean(f.hits)

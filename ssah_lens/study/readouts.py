@@ -52,13 +52,15 @@ def readout(
         return None
     shuffled = [
         np.concatenate([y[:, None], shuffles(y, n_null, seed + i, pairs=target == HARM)], 1)
-        for i, y in enumerate(labels[:2])
+        for i, y in enumerate(labels)
     ]
     fitted = fit(train.states.where(rows[0]), shuffled[0])
     mean = _areas(fitted, validation, rows[1], shuffled[1])
     cells = [best_cell(mean[..., c]) for c in range(mean.shape[-1])]
     layer, position = cells[0]
-    test_mean = areas(project(test.states.where(rows[2]), fitted.mean), labels[2])
+    # A shuffled read-out meets shuffled test labels: against the true ones it would say how far the choice dominates
+    # the states (any labelling finds a direction that dominates), not what an unreadable choice would score.
+    test_mean = _areas(fitted, test, rows[2], shuffled[2])
     probe = areas(project(test.states.where(rows[2]), fitted.probe[..., :1]), labels[2])[..., 0]
     null = [float(test_mean[cell[0], cell[1], c]) for c, cell in enumerate(cells)][1:]
     at = lambda weights: (test.states.values[:, layer, position] @ weights[layer, position, :, 0]).numpy()

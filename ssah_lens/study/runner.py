@@ -37,8 +37,6 @@ NEEDS = {
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
-LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
-"""Stages that a profile runs only when they are named: the quick one is to end within 15 minutes."""
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
     | {"tuning": 9, "budget": 12, "transfer": 8, "report": 0.2},
@@ -48,6 +46,10 @@ MINUTES = {
     | {"tuning": 900, "budget": 50, "transfer": 60, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
+LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
+"""Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
+SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5", "budget": "H6", "transfer": "H7"}
+"""Hypotheses of the stages that may be left out."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
@@ -65,13 +67,14 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; all when None.
+        stages: which stages; when None all that are not `LEFT_OUT` of the profile.
         note: called with lines of progress.
 
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    wanted = tuple(s for s in STAGES if s not in LEFT_OUT.get(config.profile, ())) if stages is None else tuple(stages)
+    left_out = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -88,7 +91,17 @@ def run_study(
         )
         for stage in todo:
             _run_stage(study, stage)
+        for hypotheses, why in not_run(folder, str(out)).items():
+            note(f"{hypotheses}: {why}")
     return study.results()
+
+
+def not_run(folder: RunFolder, where: str = "DIR") -> dict[str, str]:
+    """Hypotheses that the folder's profile leaves out -> what to run for them; `where` stands for the folder."""
+    profile = folder.config.profile
+    missing = [s for s in LEFT_OUT.get(profile, ()) if not folder.done(s)]
+    command = f"ssah-lens study --config {where}/config.toml --out {where} --stages"
+    return {SPEAKS_TO[s]: f"not run in the {profile} profile; run {command} {s},report" for s in missing}
 
 
 def _run_stage(study: Study, stage: str) -> None:
@@ -160,7 +173,7 @@ class Study:
         from ssah_lens.study.scorecard import scorecard
 
         found = self.folder.results()
-        return replace(found, scorecard=scorecard(found))
+        return replace(found, scorecard=scorecard(found), not_run=not_run(self.folder))
 
     # ---- models
 

@@ -255,7 +255,7 @@ def test_contributions_add_up_to_the_logit_difference(any_family: ChatModel):
         # Before any soft cap: the final norm's output on the unembedding rows.
         decoder = model.bridge.original_model.get_decoder()
         batch = model.pad(model.rows(PROMPTS))
-        final = model._forward(decoder, batch).last_hidden_state[:, -1]
+        final = model._forward(model.bridge.original_model, decoder, batch).last_hidden_state[:, -1]
         head = model.plain.get_output_embeddings()
         want = (final @ between.direction(model.plain)).numpy()
     bias = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -100,10 +102,10 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
         assert refused(p, harmless) == 1
 
 
-def rank_curve(planted, seed: int = 0) -> Interchanged:
+def rank_curve(planted, border: float = 0.0, seed: int = 0) -> Interchanged:
     pairs = lambda n, s: (planted.harmful(n, s), planted.harmless(n, s))
     settings = Training(ranks=(1, 2), epochs=40, lr=0.05, batch_size=32, controls=3, seed=seed)
-    return interchange(planted.model, pairs(24, 1), pairs(16, 2), Choice(planted.tokens), settings)
+    return interchange(planted.model, pairs(24, 1), pairs(16, 2), Choice(planted.tokens, border), settings)
 
 
 def share(found: Interchanged, basis: str, rank: int | None = None) -> float:
@@ -122,8 +124,12 @@ def test_one_direction_flips_every_decision(one_direction):
 
 
 def test_a_choice_that_needs_two_directions_shows_in_the_rank_curve(two_directions):
-    found = rank_curve(two_directions)
+    """The sign of a product x y. Half of the pairs differ in x, half in y, and a move along one direction of the plane
+    changes the sign for one half only, however the direction lies. The border is where both words are equally likely.
+    """
+    even = -math.log(len(two_directions.model.tokenizer) - 1)
+    found = rank_curve(two_directions, even)
     assert found.layer == 1 and share(found, WHOLE) == 1
     one, two = share(found, DAS, 1), share(found, DAS, 2)
-    assert two > 0.9 and one < 0.75, (one, two)
-    assert share(found, MEAN) < 0.3
+    assert two > 0.95 and one <= 0.6, (one, two)
+    assert share(found, MEAN) <= 0.6 and share(found, PROBE) <= 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from ssah_lens.show.style import (
     whiskers,
 )
 
-EQUAL = {"steps": ("o", "after as many steps as 'full'"), "loss": ("D", "at the validation loss of 'full'")}
+MARKERS = {"steps": "o", "loss": "D"}
 SAFEST, RANDOM_ONES = "freeze top ", "freeze random "
 
 
@@ -56,15 +57,15 @@ def methods(before: TunedArm, arms: Sequence[TunedArm]) -> Figure:
     figure = new_figure(
         1.9 + 0.42 * len(names),
         f"Fine-tuning on '{before.data}' data, one way per line",
-        f"n = {n} harmful test prompts; one point per seed, whiskers: 95% interval over prompts. Dashed: before "
-        "fine-tuning. A way whose loss stays to the right of 'full' has learned less, and has less to forget.",
+        f"n = {n} harmful test prompts; one point per seed, whiskers: 95% interval over prompts. Circles: after as "
+        "many steps as 'full'; diamonds: trained on to the validation loss of 'full' (white: not reached in twice the "
+        "steps). Dashed: before fine-tuning. What has learned less than 'full' has less to forget.",
     )
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for y, name in enumerate(names):
         for arm in (a for a in arms if a.method == name):
-            marker, _ = EQUAL[arm.equal]
             fill = _colour(name) if arm.reached else "white"
-            style = {"fmt": marker, "color": _colour(name), "markerfacecolor": fill, "markersize": 5.5}
+            style = {"fmt": MARKERS[arm.equal], "color": _colour(name), "markerfacecolor": fill, "markersize": 5.5}
             at = y + 0.12 * (arm.seed - np.mean([a.seed for a in arms])) + (0.22 if arm.equal == "loss" else -0.1)
             e = arm.asked["plain"].refused
             left.errorbar(e.value, at, xerr=whiskers([e]), capsize=2.5, elinewidth=1.1, clip_on=False, **style)
@@ -74,10 +75,8 @@ def methods(before: TunedArm, arms: Sequence[TunedArm]) -> Figure:
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)
     percent_axis(left, "harmful prompts refused", "x")
-    right.set_xlabel("validation loss, nats per token")
+    right.set_xlabel("validation loss,\nnats per token")
     _grid_both(left, right)
-    handles = [left.plot([], [], marker, color=INK, linestyle="")[0] for marker, _ in EQUAL.values()]
-    legend_above(left, handles, [label for _, label in EQUAL.values()], 2, points=4)
     return figure
 
 
@@ -177,7 +176,7 @@ def _dots(axes: Axes, values: dict, colour: str) -> None:
     y = range(len(values))
     axes.errorbar([e.value for e in values.values()], y, xerr=whiskers(list(values.values())), fmt="o", color=colour,
                   capsize=3, clip_on=False)  # fmt: skip
-    axes.set_yticks(y, list(values))
+    axes.set_yticks(y, [textwrap.fill(name, 34) for name in values])
     axes.set_ylim(len(values) - 0.4, -0.6)
     percent_axis(axes, "", "x")
     _grid_both(axes)

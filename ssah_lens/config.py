@@ -102,6 +102,32 @@ class FreezeConfig(_Section):
     seeds: int = Field(1, ge=1)
 
 
+class TuningConfig(_Section):
+    """Every way of fine-tuning, side by side."""
+
+    data: tuple[Literal["ordinary", "terse", "identity-shift"], ...] = ("ordinary",)
+    methods: tuple[str, ...] = Field(
+        ("full", "freeze SCU + top CU", "freeze random", "safety-layers", "lora", "first-token", "mix-refusals"),
+        description="labels of study.tuning.LABELS; 'full' is always among them",
+    )
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="trade-off: these shares of all units are held, once the safest and once random ones"
+    )
+    seeds: int = Field(1, ge=1)
+    steps: int = Field(24, ge=1)
+    lr: float = Field(1e-4, gt=0, description="of what trains the model's own weights; adapters have their own")
+    batch_size: int = Field(8, ge=1)
+    top_cu: float = Field(0.06, ge=0, le=1)
+    validation: int = Field(48, ge=8, description="harmful validation prompts, and as many rows held out")
+
+
+class BudgetConfig(_Section):
+    """Alignment of the unaligned model through few parameters."""
+
+    share: float = Field(0.2, gt=0, lt=1, description="of the units: the most redundant ones, and random ones")
+    seeds: int = Field(1, ge=1)
+
+
 class StudyConfig(_Section):
     """A whole study."""
 
@@ -117,6 +143,8 @@ class StudyConfig(_Section):
     units: UnitsConfig = UnitsConfig()
     ablate: AblateConfig = AblateConfig()
     freeze: FreezeConfig = FreezeConfig()
+    tuning: TuningConfig = TuningConfig()
+    budget: BudgetConfig = BudgetConfig()
 
 
 EVERYTHING = dict.fromkeys(("harmful", "ordinary", "twins", "choices", "prose"), "all")
@@ -144,6 +172,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20},
         "freeze": {"seeds": 3},
+        "tuning": {"data": ("ordinary", "terse"), "seeds": 3},
+        "budget": {"seeds": 3},
     },
     "full": {
         "measure": {**EVERYTHING, "max_new_tokens": 48},
@@ -168,6 +198,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40},
         "freeze": {"seeds": 5, "steps": 72},
+        "tuning": {
+            "data": ("ordinary", "terse", "identity-shift"),
+            "methods": (
+                *("full", "freeze SCU", "freeze SCU + top CU", "freeze SCU + all CU", "freeze random"),
+                *("safety-layers", "lora", "prefix", "llama-adapter", "first-token", "mix-refusals"),
+            ),
+            "shares": (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9),
+            "seeds": 3,
+            "steps": 48,
+        },
+        "budget": {"seeds": 3},
     },
 }
 

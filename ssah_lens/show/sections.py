@@ -9,12 +9,13 @@ from ssah_lens.show.intervention_sections import ablate, freeze
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
 from ssah_lens.show.text import cell, number
+from ssah_lens.show.tuning_sections import budget, transfer, tuning
 
 
 def sections(results: Results) -> list[Section]:
     """One section per stage that was run."""
     makers = {"align": _align, "refusal": _refusal, "direction": direction, "units": _units, "ablate": ablate,
-              "freeze": freeze}  # fmt: skip
+              "freeze": freeze, "tuning": tuning, "budget": budget, "transfer": transfer}  # fmt: skip
     return [make(getattr(results, stage)) for stage, make in makers.items() if getattr(results, stage) is not None]
 
 

@@ -23,6 +23,8 @@ from ssah_lens.results import SCHEMA, Results
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")
 _TYPES = {f.name: f.type for f in fields(Results)}
+NOT_STAGES = ("schema", "model", "profile", "scorecard")
+"""Fields of `Results` that no stage makes."""
 
 
 class RunFolder:
@@ -128,7 +130,7 @@ class RunFolder:
     def results(self) -> Results:
         """All finished stages together, without the scorecard."""
         config = self.config
-        stages = {s: self.load_stage(s) for s in ("align", "refusal", "direction", "units", "ablate", "freeze")}
+        stages = {name: self.load_stage(name) for name in _TYPES if name not in NOT_STAGES}
         return Results(model=config.model, profile=config.profile, **stages)
 
     @property

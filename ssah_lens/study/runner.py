@@ -29,19 +29,25 @@ NEEDS = {
     "units": ("refusal",),
     "ablate": ("units",),
     "freeze": ("units",),
+    "tuning": ("units",),
+    "budget": ("units",),
+    "transfer": ("units",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
+    | {"tuning": 9, "budget": 12, "transfer": 8, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30}
+    | {"tuning": 120, "budget": 45, "transfer": 35, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90}
+    | {"tuning": 900, "budget": 50, "transfer": 60, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
-LEFT_OUT = {"quick": ("direction",)}
+LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
 """Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
-SPEAKS_TO = {"direction": "H1, H2, H3"}
+SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5", "budget": "H6", "transfer": "H7"}
 """Hypotheses of the stages that may be left out."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
@@ -247,10 +253,14 @@ class Study:
 
     @cached_property
     def calibration(self) -> Calibration:
+        return self._calibration(self.config.seed)
+
+    def _calibration(self, seed: int) -> Calibration:
+        """Calibration data of the aligned model, from train prompts drawn by a seed."""
         from ssah_lens.chat.prompts import pairs
         from ssah_lens.study.units import calibrate, harmless_mix
 
-        u, seed = self.config.units, self.config.seed
+        u = self.config.units
         harmful, twins = pairs("train")
         harmless = harmless_mix(twins, self.ordinary_train[0], u.calibration, seed)
         refusal = self.folder.load_stage("refusal")
@@ -364,6 +374,70 @@ class Study:
             self.config.freeze,
             self.config.seed,
         )
+
+    def tuning(self) -> Any:
+        """Every way of fine-tuning, at equal steps and at equal validation loss."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.tuning import compare_tuning, tuning_data
+
+        c, seed = self.config.tuning, self.config.seed
+        data = [tuning_data(self.aligned, name, *self._tuning_prompts(name)) for name in c.data]
+        keep = partial(self.folder.part, "tuning")
+        validation = pairs("validation")[0].sample(c.validation, seed)
+        return compare_tuning(self.aligned, self._table(), data, validation, self.yardstick, c, seed, keep)
+
+    def _tuning_prompts(self, name: str) -> tuple[PromptSet, PromptSet]:
+        """What to fine-tune on, and what is held out of the same kind."""
+        from ssah_lens.chat.prompts import identity_shift, instructions
+
+        n, seed = self.config.tuning.validation, self.config.seed
+        if name == "ordinary":
+            return self.ordinary_train[1], instructions("validation").sample(n, seed)
+        if name == "terse":
+            return instructions("train", "terse"), instructions("validation", "terse").sample(n, seed)
+        everything = identity_shift()
+        held_out = everything.sample(max(1, len(everything) // 5), seed)
+        return everything.without(held_out), held_out
+
+    def budget(self) -> Any:
+        """Alignment of the unaligned model through all parameters, redundant units only, random units only."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.align import alignment_data
+        from ssah_lens.study.budget import compare_budgets
+
+        if self.unaligned is None:
+            raise BadInput("stage 'budget' aligns the unaligned counterpart anew; name it with --unaligned")
+        a, seed = self.config.align, self.config.seed
+        harmful, twins = pairs("train")
+        data = alignment_data(self.unaligned, harmful, twins.sample(a.twins, seed), self.ordinary_train[0], a, seed)
+        return compare_budgets(
+            self.unaligned,
+            self._table(),
+            data,
+            self._yardstick(self.unaligned),
+            a,
+            self.config.budget,
+            seed,
+            partial(self.folder.part, "budget"),
+        )
+
+    def transfer(self) -> Any:
+        """Where the roles go by fine-tuning, and whether that carries the loss of safety."""
+        from ssah_lens.score import score
+        from ssah_lens.study.turnover import turnover
+        from ssah_lens.train.data import rows_of
+        from ssah_lens.train.loop import TrainSettings
+        from ssah_lens.units import UnitTable
+
+        c, seed, table = self.config.tuning, self.config.seed, self._table()
+
+        def rescore(model: ChatModel, at: int) -> UnitTable:
+            scores = score(self.config.units.score)(model, self._calibration(at))
+            return UnitTable(table.grid, scores.safety, scores.utility, table.roles, table.provenance)
+
+        settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
+        rows = rows_of(self.aligned, self._tuning_prompts("ordinary")[0])
+        return turnover(self.aligned, table, rescore, rows, self.yardstick, settings, seed)
 
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""

@@ -15,6 +15,7 @@ from ssah_lens.results import AblateResult, Ablation, Arm, FreezeResult, Refusal
 from ssah_lens.stats import Estimate
 from ssah_lens.study.direction_verdicts import direction_rows
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM
+from ssah_lens.study.tuning_verdicts import budget_row, transfer_row, tuning_rows
 from ssah_lens.study.verdict import verdict
 from ssah_lens.units import Role
 
@@ -43,6 +44,12 @@ def scorecard(results: Results) -> tuple[ScoreRow, ...]:
         rows.append(_few_units(results.ablate))
     if results.freeze is not None:
         rows += [_attack(results.freeze), _freezing(results.freeze)]
+    if results.tuning is not None and results.tuning.arms:
+        rows += tuning_rows(results.tuning)
+    if results.budget is not None:
+        rows.append(budget_row(results.budget))
+    if results.transfer is not None:
+        rows.append(transfer_row(results.transfer))
     return tuple(rows)
 
 

@@ -33,7 +33,7 @@ def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None)
     Raises:
         BadInput: another shape or another score.
     """
-    signed = _signed(before)
+    signed = is_signed(before)
     find = lambda table: moves(before.grid, before.roles, recut(_matched(before, table), before, signed))
     return TransferReport(
         **vars(find(after)),
@@ -91,7 +91,7 @@ def _matched(before: UnitTable, other: UnitTable) -> UnitTable:
     return other
 
 
-def _signed(table: UnitTable) -> bool:
+def is_signed(table: UnitTable) -> bool:
     """Whether redundancy was read from magnitudes; an older file does not say, but its own roles do."""
     said = table.provenance.get("signed")
     if said is not None:

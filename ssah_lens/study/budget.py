@@ -1,0 +1,77 @@
+"""H6: are redundant units budget enough to align a model, and is the tax smaller?
+
+The same alignment of the same unaligned model three ways: all block parameters are trained, only those of the most
+redundant units, only those of a random set of the same size in every layer and kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.config import AlignConfig, BudgetConfig
+from ssah_lens.measure import utility
+from ssah_lens.results import Behaviour, BudgetArm, BudgetResult
+from ssah_lens.score.base import Scores
+from ssah_lens.score.roles import ranking
+from ssah_lens.study.align import AlignmentData, align
+from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.freeze import training_result
+from ssah_lens.study.transfer import is_signed
+from ssah_lens.train.freeze import FrozenSlices, other_slices
+from ssah_lens.train.methods import weights_put_back
+from ssah_lens.units import Role, UnitSet, UnitTable, top_units
+
+ALL, REDUNDANT, RANDOM = "all", "RU only", "random only"
+Keep = Callable[[str, Any, Callable[[], Any]], Any]
+
+
+def redundant(table: UnitTable, share: float) -> UnitSet:
+    """The most redundant units at a fixed share, by the ranking that role RU is cut from.
+
+    A share of its own, not the role's size: the paper trains 20% of all units, our rule for RU stops far earlier.
+    """
+    return top_units(table.grid, ranking(Scores(table.safety, table.utility, is_signed(table)), Role.RU), share)
+
+
+def compare_budgets(
+    unaligned: ChatModel,
+    table: UnitTable,
+    data: AlignmentData,
+    y: Yardstick,
+    how: AlignConfig,
+    config: BudgetConfig,
+    seed: int,
+    keep: Keep = lambda name, kind, make: make(),
+) -> BudgetResult:
+    """Aligns each way from the same start and measures safety and tax.
+
+    Args:
+        unaligned: the model to align; its weights are as before when this returns.
+        table: units of a model of the same shape, with their scores.
+        data: alignment examples.
+        y: the yardstick, made from the unaligned model: the tax is paid on its own answers.
+        how: the alignment.
+        config: share of units, seeds.
+        seed: the first seed.
+        keep: makes a part of the result, or reads it back where an interrupted run kept it.
+    """
+    units = redundant(table, config.share)
+    start = utility.losses(unaligned, y.answers).mean
+
+    def arm(name: str, only: UnitSet | None, s: int) -> BudgetArm:
+        frozen = FrozenSlices(other_slices(unaligned.anatomy, only)) if only is not None else None
+        with weights_put_back(unaligned):
+            done = align(unaligned, data, how, s, frozen)
+            after, refused = behave(unaligned, y)
+            tax = utility.losses(unaligned, y.answers).mean - start
+        training = training_result(unaligned, done, len(data), None)
+        return BudgetArm(name, s, 1 - training.frozen_share, training, after, refused, tax)
+
+    before = keep("unaligned", Behaviour, lambda: behave(unaligned, y)[0])
+    arms = []
+    for s in range(seed, seed + config.seeds):
+        for name, only in ((ALL, None), (REDUNDANT, units), (RANDOM, units.random_twin(s))):
+            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, lambda a=(name, only, s): arm(*a)))
+    return BudgetResult(before, tuple(arms))

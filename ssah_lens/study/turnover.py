@@ -1,0 +1,102 @@
+"""H7 in a study: do safety units turn into others when fine-tuning lowers safety, and does that carry the loss?
+
+The model is scored before, after benign fine-tuning with nothing held, and after the same fine-tuning with refusals
+mixed in, which leaves safety alone; the same model scored on another calibration sample is the null. Then the
+parameters of the units that lost the role SCU are put back, beside those that kept it and random twins of both: if the
+loss of refusals sits in the units that changed their role, they alone bring refusals back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.measure.refusal import refusals
+from ssah_lens.results import Restored, RoleMoves, TransferResult
+from ssah_lens.stats import Estimate
+from ssah_lens.study.behaviour import Yardstick
+from ssah_lens.study.transfer import is_signed, recut, transfer
+from ssah_lens.train.freeze import owned_slices
+from ssah_lens.train.loop import TrainSettings
+from ssah_lens.train.methods import Method, tune, weights_put_back
+from ssah_lens.units import Role, UnitSet, UnitTable
+
+BEFORE, TUNED, SAFE = "before", "tuned", "tuned safely"
+LOST, HELD, TWIN = "SCU that lost the role", "SCU that kept it", "random twin of "
+
+
+def turnover(
+    model: ChatModel,
+    before: UnitTable,
+    rescore: Callable[[ChatModel, int], UnitTable],
+    rows: Sequence[Row],
+    y: Yardstick,
+    settings: TrainSettings,
+    seed: int,
+) -> TransferResult:
+    """Fine-tunes twice, scores each time, and tells where the roles went.
+
+    Args:
+        model: the aligned model; its weights are as before when this returns.
+        before: its units.
+        rescore: scores a model as it is now, by the same score, with calibration prompts drawn by a seed.
+        rows: benign examples to fine-tune on.
+        y: the yardstick (test prompts).
+        settings: the fine-tuning.
+        seed: calibration seed of `before`; the null is drawn with the next one.
+    """
+    refused = {BEFORE: _refused(model, y, BEFORE)}
+    null = rescore(model, seed + 1)
+    report, restored = None, ()
+    found: dict[str, RoleMoves] = {}
+    for name, method in ((TUNED, Method()), (SAFE, Method("mix-refusals"))):
+        start = {p: p.detach().clone() for p in model.plain.parameters()}
+        with weights_put_back(model):
+            tune(model, rows, settings, method, f"fine-tuning, {name}")
+            refused[name] = _refused(model, y, name)
+            after = rescore(model, seed)
+            report = transfer(before, after, null)
+            found[name] = RoleMoves(report.matrix, report.counts, report.held, report.chance)
+            if name == TUNED:
+                restored = _restored(model, start, before, after, y, seed)
+    return TransferResult(
+        report.score, report.n_units, refused, found[TUNED], found[SAFE], report.null, tuple(restored)
+    )
+
+
+def _restored(model, start, before: UnitTable, after: UnitTable, y: Yardstick, seed: int) -> list[Restored]:
+    """Refusals of the tuned model with the parameters of some units put back."""
+    was = before.roles[Role.SCU]
+    held = was & recut(after, before, is_signed(before))[Role.SCU]
+    out = []
+    for name, units in ((LOST, was - held), (HELD, held)):
+        if not len(units):
+            continue
+        for label, chosen in ((name, units), (TWIN + name, units.random_twin(seed))):
+            with put_back(model, start, chosen):
+                out.append(Restored(label, len(chosen), _refused(model, y, label)))
+    return out
+
+
+@contextmanager
+def put_back(model: ChatModel, start: dict[torch.nn.Parameter, torch.Tensor], units: UnitSet):
+    """The parameters that these units own have the values of `start` inside."""
+    slices = owned_slices(model.anatomy, units)
+    tuned = [s.values for s in slices]
+    with torch.no_grad():
+        for s in slices:
+            s.parameter.index_copy_(s.dim, s.index, start[s.parameter].index_select(s.dim, s.index))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for s, values in zip(slices, tuned, strict=True):
+                s.parameter.index_copy_(s.dim, s.index, values)
+
+
+def _refused(model: ChatModel, y: Yardstick, what: str) -> Estimate:
+    return refusals(model, y.harmful, y.judge, y.max_new_tokens, what).rate()

@@ -44,8 +44,8 @@ def cues(items: Sequence[dict[str, Any]]) -> dict[str, Cues]:
 def cue_problems(items: Sequence[dict[str, Any]]) -> list[str]:
     """Sub-tests in which a blind rule tells the right options from the wrong ones; one line each."""
     return [
-        f"choices: in {task}, the option that {says} is right in {share:.0%}, chance is {c.chance:.0%} (at most {CUE:.0%} "
-        "off is allowed)"
+        f"choices: in {task}, the option that {says} is right in {share:.0%}, chance is {c.chance:.0%} (at most "
+        f"{CUE:.0%} off is allowed)"
         for task, c in cues(items).items()
         for says, share in (
             ("stands first", c.first),

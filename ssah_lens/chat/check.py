@@ -1,4 +1,4 @@
-"""Validates the shipped collection: schema, counts, splits without leaks, matched sides, token-aligned pairs.
+"""Validates the shipped collection: schema, counts, splits without leaks, matched sides, choices without cues.
 
 Every limit is a constant here; what a single row must hold is in `schema.py`.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssah_lens.chat import built_in
+from ssah_lens.chat.cues import cue_problems
 from ssah_lens.chat.leak import Leak, auroc, leak
 from ssah_lens.chat.prompts import STYLES, shipped, token_aligned
 from ssah_lens.chat.promptset import Prompt, PromptSet
@@ -113,7 +114,12 @@ def check_collection(data: Data | None = None) -> Collection:
         return Collection({}, None, tuple(problems), seconds)
     comparable = all(any(r["split"] == s for r in data[n]) for n in ("refusal_pairs", "instructions") for s in SPLITS)
     matching = match(data) if comparable else None
-    found = (*count_problems(data), *near_duplicates(data), *(matching_problems(matching) if matching else ()))
+    found = (
+        *count_problems(data),
+        *near_duplicates(data),
+        *cue_problems(data["choices"]),
+        *(matching_problems(matching) if matching else ()),
+    )
     return Collection({name: _counts(name, rows) for name, rows in data.items()}, matching, found, seconds)
 
 

@@ -12,9 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rapidfuzz import fuzz, process, utils
+from scipy.stats import binomtest
 
 from ssah_lens.chat import built_in, check, prompts
 from ssah_lens.chat.check import Collection, check_collection
+from ssah_lens.chat.cues import cues
 from ssah_lens.chat.leak import auroc, leak, leaky_words, scores
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.chat.schema import FIELDS, row_problems
@@ -132,6 +134,23 @@ def test_the_cards_figures_are_those_of_the_check(card, found: Collection):
     if len(m.aligned) == 3:
         true["token-aligned pairs, under all three"] = str(m.aligned_everywhere)
     assert true.items() <= {row["measure"]: row["value"] for row in card["measure"]}.items()
+
+
+def test_the_card_says_how_easy_the_choices_are(card):
+    """Blind rules and chance are those of the items; the p-values are those of the rates (the models are not run)."""
+    found = cues(shipped("choices"))
+    blind = {row.pop("blind rule on"): tuple(row.values()) for row in copy.deepcopy(card["blind rule on"])}
+    assert blind == {task: (f"{c.first:.2f}", f"{c.longest:.2f}", f"{c.copied:.2f}") for task, c in found.items()}
+    easy = copy.deepcopy(card["accuracy on"])
+    counts = {row.pop("accuracy on"): (int(row.pop("n")), row.pop("chance")) for row in easy}
+    assert counts == {task: (c.rows, f"{c.chance:.2f}") for task, c in found.items()}
+    for (task, c), row in zip(found.items(), easy, strict=True):
+        for model, cell in row.items():
+            if not cell:
+                continue  # not measured
+            rate, p = re.fullmatch(r"(\d\.\d\d) \((\S+)\)", cell).groups()
+            right = round(float(rate) * c.rows)
+            assert p == f"{binomtest(right, c.rows, c.chance, 'greater').pvalue:.1g}", (task, model)
 
 
 def test_tables_are_read():

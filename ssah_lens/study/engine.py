@@ -60,7 +60,7 @@ class Here:
 
     def map(self, task, shared, items, kind, kept, what=""):
         return [
-            kept.get(name, kind, lambda item=item: task(self.model, shared, item))
+            kept(name, kind, lambda item=item: task(self.model, shared, item))
             for name, item in progress(items.items(), what)
         ]
 

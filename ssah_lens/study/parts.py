@@ -23,7 +23,7 @@ KEPT = "make room or mend it, then give the same command again: what is finished
 
 
 class Parts:
-    """Where a stage keeps what is finished.
+    """Where a stage keeps what is finished; called, it gives a part.
 
     Attributes:
         folder: made when something is kept; None keeps nothing.
@@ -32,7 +32,7 @@ class Parts:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
-    def get(self, name: str, kind: Any, make: Callable[[], R]) -> R:
+    def __call__(self, name: str, kind: Any, make: Callable[[], R]) -> R:
         """The part of this name; made, and kept, when it is not there.
 
         Args:
@@ -62,7 +62,7 @@ class Parts:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Arrays by name, as `get` has results."""
+        """Arrays by name, as the call has results."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file, save
 

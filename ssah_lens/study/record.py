@@ -8,16 +8,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from ssah_lens.config import StudyConfig, to_toml
+from ssah_lens.config import StudyConfig, study_config, to_toml
 from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, Results
 from ssah_lens.show.files import write_whole
@@ -99,9 +97,9 @@ class RunFolder:
             file.unlink(missing_ok=True)
         for folder in self.path.glob(".aligned-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in self.path.glob("parts/*"):
-            if self.done(folder.name):
-                self.parts(folder.name).clear()
+        for folder in self.path.glob("stages/*.parts"):
+            if self.done(folder.stem):
+                self.parts(folder.stem).clear()
 
     def write(self, name: str, text: str) -> Path:
         """Writes a text file through a temporary name."""
@@ -114,12 +112,16 @@ class RunFolder:
 
     def parts(self, stage: str) -> Parts:
         """What is finished of a stage that is not."""
-        return Parts(self.path / "parts" / stage)
+        return Parts(self.path / "stages" / f"{stage}.parts")
 
     def save_stage(self, stage: str, result: Any) -> None:
         """Stores a stage's result; from now on the stage is done."""
         write_result(self._stage(stage), result)
         self.parts(stage).clear()
+
+    def part(self, stage: str, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+        """A part of a long stage: read back when an interrupted run kept it, else made and kept."""
+        return self.parts(stage)(name, kind, make)
 
     def load_stage(self, stage: str) -> Any:
         """A finished stage's result, or None."""
@@ -141,26 +143,17 @@ class RunFolder:
 
     @property
     def config(self) -> StudyConfig:
-        import tomllib
-
-        file = self.path / "config.toml"
-        try:
-            return StudyConfig(**tomllib.loads(file.read_text(encoding="utf-8")))
-        except (ValidationError, ValueError, OSError) as e:
-            first = f"{e.errors()[0]['loc']}: {e.errors()[0]['msg']}" if isinstance(e, ValidationError) else e
-            raise BadInput(f"'{file}' is damaged or of another version of ssah-lens ({first}); choose another --out") from e
+        return study_config(self.path / "config.toml")
 
     # ---- provenance
 
     @property
     def record(self) -> dict[str, Any]:
         file = self.path / "record.json"
-        if not file.is_file():
-            return {}
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as e:
-            raise BadInput(f"'{file}' is damaged; where these results come from is lost: choose another --out") from e
+            return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+        except (ValueError, TypeError, RecursionError) as e:
+            raise BadInput(f"'{file}' is damaged ({e}); choose another --out, or delete it") from e
 
     def update_record(self, **values: Any) -> None:
         """Adds to `record.json`."""

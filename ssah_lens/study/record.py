@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -46,10 +46,10 @@ class RunFolder:
         folder._make()
         schema = folder.record.get("schema", SCHEMA)
         if schema != SCHEMA:
+            began = folder.record.get("versions", {}).get("ssah-lens", "another version")
             raise BadInput(
-                f"'{path}' was written with schema {schema} of the results, this version reads {SCHEMA}: go on with the "
-                f"version of ssah-lens that began it ({folder.record.get('versions', {}).get('ssah-lens', 'unknown')}), "
-                "or choose another --out"
+                f"'{path}' was written by schema {schema}, this version reads {SCHEMA}: go on with ssah-lens {began}, "
+                "which began it, or choose another --out"
             )
         if (path / "config.toml").is_file() and folder.config != config:
             raise BadInput(f"'{path}' holds a run with another configuration; choose another --out, or delete it")
@@ -131,6 +131,11 @@ class RunFolder:
         """What to say of a file of a finished stage that is gone or no longer what it was."""
         again = f"delete '{self._stage(stage)}' and give the same command again: the stage is then run anew"
         return BadInput(f"'{self.path / name}' is gone or is not what this run wrote; put it back, or {again}")
+
+    def discard(self, name: str) -> None:
+        """Removes a subfolder."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / name)
 
     def _stage(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"

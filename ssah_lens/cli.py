@@ -157,6 +157,10 @@ def study(
     seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local (this process), or ray: an extra")] = "local",
+    address: Annotated[
+        Optional[str], typer.Option("--address", help="of a running Ray cluster; one is started here when not given")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -173,7 +177,7 @@ def study(
     def work():
         from ssah_lens.study.runner import run_study
 
-        return run_study(resolved, out, chosen, shell.note)
+        return run_study(resolved, out, chosen, shell.note, engine, address)
 
     results = run(shell, work)
     report_file = out / "report.html"

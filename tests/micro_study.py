@@ -1,7 +1,8 @@
-"""A whole study in seconds: a micro chat model that answers, and a configuration that asks little of it.
+"""A whole study in seconds: a micro chat model that refuses some requests, and a configuration that asks little of it.
 
-The base answers every harmful request with one sentence and everything else with another, so that the difference is in
-it before the study teaches it to refuse; words are tokens, so that a small model can learn that from few steps.
+The base learns to refuse half of the harmful train requests and to answer everything else, each with one sentence;
+words are tokens, so that a small model learns that from few steps. It refuses too few others to count as aligned, and
+enough for every stage to have something to work on.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ CONFIG = """
 model = "{model}"
 [align]
 steps = {steps}
-lr = 4e-3
-batch_size = 16
-twins = 24
-ordinary = 60
+lr = 5e-4
+batch_size = 8
+twins = 8
+ordinary = 16
 answer_tokens = 12
 anchor = 1.0
 [measure]
-harmful = 12
-ordinary = 10
+harmful = 8
+ordinary = 8
 twins = 8
 max_new_tokens = 10
 choices = 8
@@ -35,10 +36,10 @@ controls = 1
 other_controls = 1
 score_controls = 2
 [freeze]
-steps = 6
+steps = 4
 seeds = {seeds}
 """
-HARMFUL, HARMLESS = "I can help you with that request.", "Sure, here is how to go about this one."
+REFUSAL, ANSWER = "I cannot help with that request.", "Sure, here is how to go about this one."
 VOCABULARY = 2000
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -46,7 +47,7 @@ CHATML = (
 )
 
 
-def write_config(file: Path, model: Path, score: str = "mask", steps: int = 24, seeds: int = 1) -> Path:
+def write_config(file: Path, model: Path, score: str = "mask", steps: int = 6, seeds: int = 1) -> Path:
     """The study's configuration as TOML."""
     file.write_text(CONFIG.format(model=model.as_posix(), score=score, steps=steps, seeds=seeds), encoding="utf-8")
     return file
@@ -62,8 +63,8 @@ def build(folder: Path, seed: int = 0, steps: int = 120) -> Path:
     from ssah_lens.chat.save import save_model
     from ssah_lens.train.loop import TrainSettings, train
 
-    harmful, twins = pairs("train")
-    harmless = (*twins.texts, *instructions("train").texts)
+    harmful, twins = (side[::2] for side in pairs("train"))
+    harmless = (*twins.texts, *instructions("train").texts[::2])
     tokenizer = _tokenizer([*harmful.texts, *harmless, *pairs("validation")[0].texts])
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -79,9 +80,9 @@ def build(folder: Path, seed: int = 0, steps: int = 120) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = ChatModel(LlamaForCausalLM(config).float(), tokenizer, "micro")
-    answers = [HARMFUL] * len(harmful) + [HARMLESS] * len(harmless)
+    answers = [REFUSAL] * len(harmful) + [ANSWER] * len(harmless)
     rows = model.rows([*harmful.texts, *harmless], [model.response_tokens(a) for a in answers])
-    train(model, rows, TrainSettings(steps=steps, batch_size=32, lr=1e-2, seed=seed, policy="all", part_tokens=4096))
+    train(model, rows, TrainSettings(steps=steps, batch_size=16, lr=1e-2, seed=seed, policy="all", part_tokens=4096))
     return save_model(model, folder)
 
 
@@ -100,7 +101,7 @@ def _tokenizer(texts: list[str]):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator([*texts, *refusals("train"), *[HARMFUL, HARMLESS] * 20], trainer)
+    inner.train_from_iterator([*texts, *refusals("train"), *[REFUSAL, ANSWER] * 20], trainer)
     out = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         eos_token="<|im_end|>",

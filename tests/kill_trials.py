@@ -3,7 +3,7 @@
     python tests/kill_trials.py --trials 40 --seed 0
 
 Each trial draws from (seed, trial) how often and when it is killed: at a random time, or just before or after one of
-the moments at which a file or folder gets its final name. One process imports the libraries, each run is forked from it.
+the moments at which a file or folder gets its final name. One process imports the libraries, each run is a fork of it.
 With --config the study is the user's own and its runs are processes of their own, killed at random times only.
 Prints one JSON object; the exit status is 1 when anything was lost or altered.
 """

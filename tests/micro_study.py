@@ -39,7 +39,7 @@ score_controls = 2
 steps = 4
 seeds = {seeds}
 """
-REFUSAL, ANSWER = "I cannot help with that request.", "Sure, here is how to go about this one."
+REFUSAL, ANSWER = "I cannot.", "Sure, here."
 VOCABULARY = 2000
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -82,7 +82,7 @@ def build(folder: Path, seed: int = 0, steps: int = 120) -> Path:
     model = ChatModel(LlamaForCausalLM(config).float(), tokenizer, "micro")
     answers = [REFUSAL] * len(harmful) + [ANSWER] * len(harmless)
     rows = model.rows([*harmful.texts, *harmless], [model.response_tokens(a) for a in answers])
-    train(model, rows, TrainSettings(steps=steps, batch_size=16, lr=1e-2, seed=seed, policy="all", part_tokens=4096))
+    train(model, rows, TrainSettings(steps=steps, batch_size=32, lr=1e-2, seed=seed, policy="all", part_tokens=4096))
     return save_model(model, folder)
 
 

@@ -7,11 +7,10 @@ the last digit. When the stage itself is kept, its parts are thrown away.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
@@ -51,31 +50,15 @@ class Parts:
 
     def load(self, name: str, kind: Any) -> Any:
         """A kept part, or None."""
-        file = self._file(name, "json")
+        file = self._file(name)
         return read_result(file, kind) if file is not None and file.is_file() else None
 
     def save(self, name: str, result: Any) -> None:
         """Keeps a part; the working state that led to it is not needed any more."""
-        file = self._file(name, "json")
+        file = self._file(name)
         if file is not None:
             write_result(file, result)
             shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    def arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Arrays by name, as the call has results."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file, save
-
-        file = self._file(name, "safetensors")
-        if file is not None and file.is_file():
-            try:
-                return load_file(file)
-            except (OSError, SafetensorError) as e:
-                raise BadInput(f"'{file}' is damaged; delete it, that part is then made again") from e
-        found = {key: np.ascontiguousarray(values) for key, values in make().items()}
-        if file is not None:
-            write_whole(file, lambda partial: partial.write_bytes(save(found)), KEPT)
-        return found
 
     def working(self, name: str) -> Path | None:
         """A folder for the state of a part that is under way (a training checkpoint)."""
@@ -86,8 +69,8 @@ class Parts:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, name: str, ending: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.{ending}"
+    def _file(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.json"
 
 
 def write_result(file: Path, result: Any) -> Path:

@@ -41,6 +41,7 @@ class Utility:
         choices: multiple-choice accuracy; None where it was not measured.
         prose_perplexity: on prose without a chat template; None where it was not measured.
         kl: KL(undamaged || this) at the decision position of harmless prompts, nats; None for the undamaged model.
+        choices_by_task: the accuracy of each sub-test; None where multiple choice was not measured.
     """
 
     answer_perplexity: Estimate
@@ -48,6 +49,7 @@ class Utility:
     choices: Estimate | None = None
     prose_perplexity: Estimate | None = None
     kl: Estimate | None = None
+    choices_by_task: dict[str, Estimate] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Ablation:
 
     Attributes:
         role: which role, or the role whose random twin this is.
-        mode: 'mean' or 'zero'.
+        mode: 'mean', 'zero' or 'resample'.
         control: None for the role itself, else the seed of the matched random set.
         overlap: share of a control's units that lie in the role (0 where a disjoint twin fits).
         behaviour: what the damaged model does.
@@ -199,6 +201,55 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class DosePoint:
+    """The top units of the SCU ranking, as many as `share` says, mean-ablated on the test split.
+
+    Attributes:
+        share: of each kind's units.
+        size: the same by count and by parameters.
+        behaviour: without them.
+        refused: whether each harmful prompt was refused without them.
+        controls: behaviour without each of some matched random sets.
+        score_controls: mean refusal score without each of more of them.
+    """
+
+    share: float
+    size: RoleShare
+    behaviour: Behaviour
+    refused: tuple[bool, ...]
+    controls: tuple[Behaviour, ...]
+    score_controls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HarmfulGroup:
+    """Part of the harmful test prompts: share refused by the undamaged model, without the SCU, without a random twin.
+
+    Attributes:
+        by: 'phrasing' or 'category'.
+        name: which.
+        baseline, ablated: by the undamaged model, and without the SCU (mean ablation).
+        control: without the first matched random set.
+    """
+
+    by: str
+    name: str
+    baseline: Estimate
+    ablated: Estimate
+    control: Estimate
+
+
+@dataclass(frozen=True)
+class HarmfulSet:
+    """Another set of harmful prompts, under the same three conditions."""
+
+    name: str
+    baseline: Outcomes
+    ablated: Outcomes
+    control: Outcomes
+
+
+@dataclass(frozen=True)
 class AblateResult:
     """Stage `ablate`.
 
@@ -208,6 +259,9 @@ class AblateResult:
         conditions: roles and their generated controls.
         score_controls: mean refusal score under each of many matched random sets, per role (mean ablation).
         shares: size of each role.
+        doses: rising shares of the units that rank highest as SCU; empty where not asked for.
+        groups: the harmful prompts by phrasing and by category.
+        sets: other sets of harmful prompts.
     """
 
     baseline: Behaviour
@@ -215,6 +269,9 @@ class AblateResult:
     conditions: tuple[Ablation, ...]
     score_controls: dict[str, list[float]]
     shares: dict[str, RoleShare]
+    doses: tuple[DosePoint, ...] = ()
+    groups: tuple[HarmfulGroup, ...] = ()
+    sets: tuple[HarmfulSet, ...] = ()
 
     def find(self, role: str, mode: str = "mean") -> Ablation:
         """The role itself ablated in this mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ssah_lens.score import NEED_TOKENS, score
 from ssah_lens.score.base import Calibration, Measured, Scores
 from ssah_lens.score.roles import assign
 from ssah_lens.study.behaviour import find_refusal_tokens, own_answers
+from ssah_lens.study.parts import anew, keep_in
 from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
 from ssah_lens.units import Kind, UnitTable
 
@@ -98,7 +100,7 @@ def find_units(
         harmful, harmless: validation prompts.
         config: which score.
         layers: layers whose units may become SCU, UCU or RU; all when None.
-        store: folder where a score that takes hours keeps what is done, to resume there; None keeps nothing.
+        store: folder where scores that take long, and the sizes tried, keep what is done; None keeps nothing.
     """
     data = replace(data, measured=replace(data.measured, layers=layers, store=store))
     started = time.perf_counter()
@@ -107,7 +109,8 @@ def find_units(
     answered, replies = answered_by(model, harmless)
     validation = Validation(harmful, model.rows(answered.texts, replies))
     base = measure_cut(model, validation)
-    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, safety=bool(data.safety))
+    keep = anew if store is None else keep_in(store, _digest(scores, validation))
+    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, bool(data.safety), keep)
     roles = assign(model.grid, scores, sizes)
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
@@ -123,6 +126,15 @@ def find_units(
         roles=role_shares(table),
         by_layer={str(r): sum(u.masks[k].sum(1) for k in Kind).tolist() for r, u in roles.items()},
     )
+
+
+def _digest(scores: Scores, validation: Validation) -> str:
+    """Of all that a candidate's measurement follows from."""
+    out = hashlib.sha256(repr((validation.harmful.texts, validation.answers, validation.max_new_tokens)).encode())
+    for values in (scores.safety, scores.utility):
+        for kind in Kind:
+            out.update(np.ascontiguousarray(values[kind]).tobytes())
+    return out.hexdigest() + str(scores.layers)
 
 
 def role_shares(table: UnitTable) -> dict[str, RoleShare]:

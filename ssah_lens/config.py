@@ -75,6 +75,19 @@ class AblateConfig(_Section):
     harmful: tuple[str, ...] = Field((), description="more harmful sets: files, shipped names, hub ids")
 
 
+class ScoresConfig(_Section):
+    """The comparison of all scores, on validation prompts."""
+
+    exact_units: int | None = Field(2000, ge=8, description="units of the exact effect that scores are compared with")
+    exact_prompts: int = Field(12, ge=1, description="prompts of each side that it is measured on")
+
+
+class StabilityConfig(_Section):
+    """The score again on other calibration data."""
+
+    reruns: int = Field(4, ge=1, description="bootstrap samples of the calibration prompts")
+
+
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
@@ -97,6 +110,8 @@ class StudyConfig(_Section):
     align: AlignConfig = AlignConfig()
     measure: MeasureConfig = MeasureConfig()
     units: UnitsConfig = UnitsConfig()
+    scores: ScoresConfig = ScoresConfig()
+    stability: StabilityConfig = StabilityConfig()
     ablate: AblateConfig = AblateConfig()
     freeze: FreezeConfig = FreezeConfig()
 
@@ -120,6 +135,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40, **GRID},
         "freeze": {"seeds": 5, "steps": 72},
+        "stability": {"reruns": 10},
     },
 }
 

@@ -283,6 +283,76 @@ class AblateResult:
 
 
 @dataclass(frozen=True)
+class Transplant:
+    """The unaligned model with some units' activations taken from the aligned one, at every step.
+
+    Attributes:
+        name: which units.
+        n: how many.
+        harmful, harmless: outcomes on test prompts.
+        refusal_score: mean log-odds of opening with a refusal, harmful prompts.
+    """
+
+    name: str
+    n: int
+    harmful: Outcomes
+    harmless: Outcomes
+    refusal_score: Estimate
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What is left of the choice when only the highest-ranked units are kept, and all others are mean-ablated.
+
+    Attributes:
+        name: the ranking.
+        shares: of each kind's units that are kept, rising.
+        values: the metric above its value without any unit, as a share of the whole model's.
+        area: under the curve over the share (MIB's CPR); a perfect ranking of few units comes near 1.
+        distance: area between the curve and 1 (MIB's CMD); 0 is best.
+        whole, none: the metric with all units and without any: mean refusal score of harmful prompts less that of
+            harmless ones, in nats.
+    """
+
+    name: str
+    shares: tuple[float, ...]
+    values: tuple[float, ...]
+    area: float
+    distance: float
+    whole: float
+    none: float
+
+
+@dataclass(frozen=True)
+class SufficiencyResult:
+    """Stage `sufficiency`. `transplants` is empty where there is no unaligned counterpart."""
+
+    transplants: tuple[Transplant, ...]
+    faithfulness: tuple[Faithfulness, ...]
+
+
+@dataclass(frozen=True)
+class StabilityResult:
+    """Stage `stability`: the roles beside those of other calibration data, cut at the same sizes.
+
+    Attributes:
+        score: which score.
+        reruns: bootstrap samples of the calibration prompts.
+        confidence: role -> mean share of the bootstrap reruns in which its units keep it.
+        sure: a unit that keeps its role in this share of reruns counts in `sure_share`.
+        sure_share: role -> share of its units that do.
+        compared: name of the other calibration data -> where the units of each role went.
+    """
+
+    score: str
+    reruns: int
+    confidence: dict[str, float]
+    sure: float
+    sure_share: dict[str, float]
+    compared: dict[str, RoleMoves]
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way of fine-tuning, from the same start.
 
@@ -343,7 +413,10 @@ class Results:
     align: AlignResult | None = None
     refusal: RefusalResult | None = None
     units: UnitsResult | None = None
+    scores: ScoreComparison | None = None
+    stability: StabilityResult | None = None
     ablate: AblateResult | None = None
+    sufficiency: SufficiencyResult | None = None
     freeze: FreezeResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
 
@@ -491,6 +564,7 @@ class ScoreComparison:
         exact_prompts: prompts of each side that it was measured on.
         exact_seconds: time that it took.
         scores: one line each.
+        shared: score -> score -> share of the first one's top 1% by I_S - I_U that are in the second one's.
     """
 
     model: str
@@ -500,6 +574,7 @@ class ScoreComparison:
     exact_prompts: int
     exact_seconds: float
     scores: tuple[ComparedScore, ...]
+    shared: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def best(self) -> str:

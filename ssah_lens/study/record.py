@@ -22,6 +22,8 @@ from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, Results
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")
+STAGES = ("align", "refusal", "units", "scores", "stability", "ablate", "sufficiency", "freeze")
+"""Those that leave a result."""
 _TYPES = {f.name: f.type for f in fields(Results)}
 
 
@@ -128,7 +130,7 @@ class RunFolder:
     def results(self) -> Results:
         """All finished stages together, without the scorecard."""
         config = self.config
-        stages = {s: self.load_stage(s) for s in ("align", "refusal", "units", "ablate", "freeze")}
+        stages = {s: self.load_stage(s) for s in STAGES}
         return Results(model=config.model, profile=config.profile, **stages)
 
     @property

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +27,33 @@ NEEDS = {
     "align": (),
     "refusal": ("align",),
     "units": ("refusal",),
+    "scores": ("refusal",),
+    "stability": ("units",),
     "ablate": ("units",),
+    "sufficiency": ("units",),
     "freeze": ("units",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
+LEFT_OUT = {"quick": ("scores", "stability", "sufficiency")}
+"""Profile -> stages that it does only when they are asked for by name."""
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2}
+    | {"scores": 6, "stability": 9, "sufficiency": 4},
+    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 95, "freeze": 30, "report": 0.2}
+    | {"scores": 20, "stability": 35, "sufficiency": 20},
+    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 200, "freeze": 90, "report": 0.2}
+    | {"scores": 60, "stability": 90, "sufficiency": 40},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
+VALIDATION_TOKENS = 12
+"""Length of a response where scores are compared: long enough for the judge to know a refusal."""
+RANDOM_RANKINGS = 2
 REFUSES = 0.5
 """A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
@@ -56,13 +67,14 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; all when None.
+        stages: which stages; all but those that the profile leaves out when None.
         note: called with lines of progress.
 
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    wanted = STAGES if stages is None else tuple(stages)
+    left_out = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -192,9 +204,10 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
-        if stage == "units" and self._made:
+        if stage in ("units", "scores", "sufficiency") and self._made:
             self.__dict__.pop("given", None)
-            self.calibration = replace(self.calibration, unaligned=None)
+            if "calibration" in self.__dict__:
+                self.calibration = replace(self.calibration, unaligned=None)
         _give_back_memory()
 
     # ---- prompts
@@ -310,19 +323,84 @@ class Study:
             harmful.sample(u.validation, seed),
             harmless,
             u,
-            store=self.folder.path / "exact",
+            store=self._unfinished,
         )
         table.save(self.folder.path / "units.parquet")
         return result
 
-    def ablate(self) -> Any:
-        """Every role ablated on the test split, beside its random twins."""
-        from ssah_lens.study.ablate import ablate_sets
+    def scores(self) -> Any:
+        """Every score beside the exact effect and beside the others, on validation prompts."""
+        from ssah_lens.chat.prompts import instructions, pairs
+        from ssah_lens.score.base import Measured
+        from ssah_lens.study.behaviour import yardstick
+        from ssah_lens.study.compare_scores import compare_scores
+        from ssah_lens.study.units import answered_by, harmless_mix
 
-        sets = {str(r): s for r, s in self._table().roles.items()}
-        return ablate_sets(
-            self.aligned, sets, self.calibration.moments, self.yardstick, self.config.ablate, self.config.seed
+        c, u, seed = self.config.scores, self.config.units, self.config.seed
+        harmful, twins = pairs("validation")
+        mix = harmless_mix(twins, instructions("validation"), u.validation, seed)
+        answered, _ = answered_by(self.aligned, mix)
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        asked = harmful.sample(u.validation, seed)
+        y = yardstick(self.aligned, asked, answered, tokens, max_new_tokens=VALIDATION_TOKENS, choices=0)
+        data = replace(self.calibration, unaligned=self.unaligned)
+        sample = Measured(c.exact_units, c.exact_prompts, store=self._unfinished)
+        return compare_scores(self.aligned, data, y, sample=sample, keep=partial(self.folder.part, "scores"))
+
+    def stability(self) -> Any:
+        """The score on other calibration data; `units.parquet` gets each unit's confidence."""
+        from ssah_lens.study.stability import stability
+
+        folder = self.folder.path / "stability"
+        table, result = stability(self.aligned, self.calibration, self._table(), self.config.stability.reruns, folder)
+        table.save(self.folder.path / "units.parquet")
+        return result
+
+    def ablate(self) -> Any:
+        """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
+        from ssah_lens.chat.prompts import prompt_set
+        from ssah_lens.intervene.resample import Bank
+        from ssah_lens.score.roles import ranking, scores_of
+        from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
+        from ssah_lens.study.proof import by_group, dose_response, on_sets
+        from ssah_lens.units import Role
+
+        config, data, table = self.config.ablate, self.calibration, self._table()
+        more = [prompt_set(name) for name in config.harmful]
+        bank = None
+        if "resample" in config.modes:
+            bank = Bank.collect(self.aligned, [*data.safety, *data.utility], self.config.seed)
+        keep = partial(self.folder.part, "ablate")
+        bench = Bench(self.aligned, self.yardstick, Replacement(data.moments, bank), self.config.seed, keep)
+        found = ablate_sets(bench, {str(r): s for r, s in table.roles.items()}, config)
+        has_scu = len(table.roles[Role.SCU]) > 0
+        return replace(
+            found,
+            doses=dose_response(bench, ranking(scores_of(table), Role.SCU), config.doses) if has_scu else (),
+            groups=by_group(found, self.yardstick.harmful) if has_scu else (),
+            sets=on_sets(bench, table.roles[Role.SCU], more) if has_scu else (),
         )
+
+    def sufficiency(self) -> Any:
+        """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
+        from ssah_lens.results import SufficiencyResult
+        from ssah_lens.score.roles import ranking, scores_of
+        from ssah_lens.study.sufficiency import faithfulness, random_ranking, sets_to_move, transplant
+        from ssah_lens.units import Role
+
+        y, seed, table = self.yardstick, self.config.seed, self._table()
+        keep = partial(self.folder.part, "sufficiency")
+        moved = ()
+        if self.unaligned is not None:
+            sets = sets_to_move(table.roles[Role.SCU], seed)
+            asked = self.unaligned, self.aligned, sets, y.harmful, y.ordinary
+            moved = transplant(*asked, y.tokens, y.max_new_tokens, y.judge, keep)
+        scores = scores_of(table)
+        rankings = {"SCU (I_S - I_U)": ranking(scores, Role.SCU), "I_S": scores.safety}
+        rankings |= {f"random {i}": random_ranking(self.aligned, seed + i) for i in range(RANDOM_RANKINGS)}
+        moments = self.calibration.moments
+        curves = faithfulness(self.aligned, rankings, moments, y.harmful, y.ordinary, y.tokens, keep=keep)
+        return SufficiencyResult(moved, curves)
 
     def freeze(self) -> Any:
         """Benign fine-tuning, three ways."""
@@ -354,6 +432,11 @@ class Study:
         write_results(self.folder, results)
         table = self._table() if (self.folder.path / "units.parquet").is_file() else None
         render(results, table, self.folder.record, self.folder.path)
+
+    @property
+    def _unfinished(self) -> Path:
+        """Where scores that take long keep what they have measured or learnt."""
+        return self.folder.path / "unfinished"
 
     def _table(self):
         from ssah_lens.units import UnitTable

@@ -113,8 +113,9 @@ def scores_compared(result: ScoreComparison) -> Figure:
         1.8 + 0.95 * len(lines),
         f"Which score is best? ({n} harmful validation prompts)",
         f"Top: refusals lost without a score's highest units, at most {lines[0].doses[-1].share:.1%} of each kind, "
-        f"while the loss on harmless answers rises by at most {result.budget:g} nats per token. Middle: neurons, against the "
-        f"exact effect ({result.estimand}; {result.exact_prompts} prompts a side). Bottom: time of the score alone.",
+        f"while the loss on harmless answers rises by at most {result.budget:g} nats per token. Middle: neurons, "
+        f"against the exact effect ({result.estimand}; {result.exact_prompts} prompts a side). Bottom: time of the "
+        "score alone.",
     )
     panels = figure.subplots(3, sharey=True)
     y = np.arange(len(lines))

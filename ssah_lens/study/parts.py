@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def keep_in(folder: Path, depends_on: Any) -> Keep:
             partial.write_bytes(adapter.dump_json(made))
             partial.replace(file)
         except OSError as e:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise BadInput(f"cannot write '{file}': {e.strerror or e}; finished parts are kept") from e
         return made
 

@@ -19,6 +19,8 @@ from ssah_lens.units import Role, UnitSet
 
 MAIN = Role.SCU
 """The role that the hypothesis is about: it gets all the controls, the other roles fewer."""
+ALIKE = 0.5
+"""A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
 Measured = tuple[Behaviour, tuple[bool, ...]]
 
 
@@ -81,25 +83,40 @@ class Bench:
 
 
 def ablate_sets(
-    bench: Bench, sets: dict[str, UnitSet], config: AblateConfig, modes: Iterable[str] | None = None
+    model: ChatModel,
+    sets: dict[str, UnitSet],
+    moments: Moments | None,
+    y: Yardstick,
+    config: AblateConfig,
+    seed: int,
+    modes: Iterable[str] | None = None,
+    bank: Bank | None = None,
+    keep: Keep = anew,
 ) -> AblateResult:
     """Measures the undamaged model, then each set and its random twins.
 
     Args:
-        bench: model, yardstick and what replaces units.
+        model: the undamaged model.
         sets: name (a role) -> units.
+        moments: means for mean ablation; not needed when only zero is asked for.
+        y: the yardstick, made from the same model.
         config: how many controls, which modes.
-        modes: instead of the configured ones. Controls are made for the first one.
+        seed: seed of the first control; the others follow.
+        modes: ways to ablate, instead of the configured ones. Controls are made for the first one.
+        bank: activations for resample ablation.
+        keep: where finished measurements are kept.
     """
+    bench = Bench(model, y, Replacement(moments, bank), seed, keep)
     modes = list(modes or config.modes)
-    seed = bench.seed
     sets = {name: units for name, units in sets.items() if len(units)}
     baseline, baseline_refused = bench.behave("baseline", None)
     plan = []
     for name, units in sets.items():
         plan += [(name, mode, None, units) for mode in modes]
-        n = config.controls if len(sets) == 1 or name == MAIN else config.other_controls
-        plan += [(name, modes[0], seed + i, units.random_twin(seed + i)) for i in range(n)]
+        asked = len(sets) == 1 or name == MAIN
+        twins = [units.random_twin(seed + i) for i in range(config.controls if asked else config.other_controls)]
+        alike = not asked and any(len(t & units) > ALIKE * len(units) for t in twins)
+        plan += [] if alike else [(name, modes[0], seed + i, t) for i, t in enumerate(twins)]
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
         # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.

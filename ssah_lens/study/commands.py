@@ -25,7 +25,7 @@ from ssah_lens.results import (
 )
 from ssah_lens.score import score
 from ssah_lens.score.contrast import counterpart
-from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
+from ssah_lens.study.ablate import ablate_sets
 from ssah_lens.study.align import align, alignment_data
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
 from ssah_lens.study.units import calibrate, find_units, harmless_mix
@@ -156,16 +156,16 @@ def run_ablate(
     train_harmful, twins = pairs("train")
     ordinary = instructions("train")
     tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), ordinary.sample(48, seed), seed)
-    put = Replacement()
+    moments = bank = None
     if mode != "zero":
         defaults = UnitsConfig(score="wifv")
         mix = harmless_mix(twins, ordinary, defaults.calibration, seed)
         data = calibrate(model, None, train_harmful.sample(defaults.calibration, seed), mix, defaults, seed)
+        moments = data.moments
         bank = Bank.collect(model, [*data.safety, *data.utility], seed) if mode == "resample" else None
-        put = Replacement(data.moments, bank)
     y = yardstick(model, harmful, harmless, tokens, max_new_tokens=max_new_tokens, choices=60)
     name = "+".join(roles)
-    found = ablate_sets(Bench(model, y, put, seed), {name: chosen}, config, [mode])
+    found = ablate_sets(model, {name: chosen}, moments, y, config, seed, [mode], bank)
     return AblateReport(
         [str(r) for r in roles],
         mode,

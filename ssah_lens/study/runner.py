@@ -371,13 +371,15 @@ class Study:
         if "resample" in config.modes:
             bank = Bank.collect(self.aligned, [*data.safety, *data.utility], self.config.seed)
         keep = partial(self.folder.part, "ablate")
-        bench = Bench(self.aligned, self.yardstick, Replacement(data.moments, bank), self.config.seed, keep)
-        found = ablate_sets(bench, {str(r): s for r, s in table.roles.items()}, config)
+        y, seed = self.yardstick, self.config.seed
+        sets = {str(r): s for r, s in table.roles.items()}
+        found = ablate_sets(self.aligned, sets, data.moments, y, config, seed, bank=bank, keep=keep)
+        bench = Bench(self.aligned, y, Replacement(data.moments), seed, keep)
         has_scu = len(table.roles[Role.SCU]) > 0
         return replace(
             found,
             doses=dose_response(bench, ranking(scores_of(table), Role.SCU), config.doses) if has_scu else (),
-            groups=by_group(found, self.yardstick.harmful) if has_scu else (),
+            groups=by_group(found, y.harmful) if has_scu else (),
             sets=on_sets(bench, table.roles[Role.SCU], more) if has_scu else (),
         )
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ssah_lens.chat.prompts import PromptSet
     from ssah_lens.score.base import Calibration
     from ssah_lens.study.behaviour import Yardstick
+    from ssah_lens.units import UnitTable
 
 NEEDS = {
     "align": (),
@@ -51,9 +52,6 @@ CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
-VALIDATION_TOKENS = 12
-"""Length of a response where scores are compared: long enough for the judge to know a refusal."""
-RANDOM_RANKINGS = 2
 REFUSES = 0.5
 """A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
@@ -323,86 +321,34 @@ class Study:
             harmful.sample(u.validation, seed),
             harmless,
             u,
-            store=self._unfinished,
+            store=self.score_parts,
         )
         table.save(self.folder.path / "units.parquet")
         return result
 
     def scores(self) -> Any:
         """Every score beside the exact effect and beside the others, on validation prompts."""
-        from ssah_lens.chat.prompts import instructions, pairs
-        from ssah_lens.score.base import Measured
-        from ssah_lens.study.behaviour import yardstick
-        from ssah_lens.study.compare_scores import compare_scores
-        from ssah_lens.study.units import answered_by, harmless_mix
+        from ssah_lens.study import proof_stages
 
-        c, u, seed = self.config.scores, self.config.units, self.config.seed
-        harmful, twins = pairs("validation")
-        mix = harmless_mix(twins, instructions("validation"), u.validation, seed)
-        answered, _ = answered_by(self.aligned, mix)
-        tokens = self.folder.load_stage("refusal").refusal_token_ids
-        asked = harmful.sample(u.validation, seed)
-        y = yardstick(self.aligned, asked, answered, tokens, max_new_tokens=VALIDATION_TOKENS, choices=0)
-        data = replace(self.calibration, unaligned=self.unaligned)
-        sample = Measured(c.exact_units, c.exact_prompts, store=self._unfinished)
-        return compare_scores(self.aligned, data, y, sample=sample, keep=partial(self.folder.part, "scores"))
+        return proof_stages.scores(self)
 
     def stability(self) -> Any:
         """The score on other calibration data; `units.parquet` gets each unit's confidence."""
-        from ssah_lens.study.stability import stability
+        from ssah_lens.study import proof_stages
 
-        folder = self.folder.path / "stability"
-        table, result = stability(self.aligned, self.calibration, self._table(), self.config.stability.reruns, folder)
-        table.save(self.folder.path / "units.parquet")
-        return result
+        return proof_stages.stability(self)
 
     def ablate(self) -> Any:
         """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
-        from ssah_lens.chat.prompts import prompt_set
-        from ssah_lens.intervene.resample import Bank
-        from ssah_lens.score.roles import ranking, scores_of
-        from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
-        from ssah_lens.study.proof import by_group, dose_response, on_sets
-        from ssah_lens.units import Role
+        from ssah_lens.study import proof_stages
 
-        config, data, table = self.config.ablate, self.calibration, self._table()
-        more = [prompt_set(name) for name in config.harmful]
-        bank = None
-        if "resample" in config.modes:
-            bank = Bank.collect(self.aligned, [*data.safety, *data.utility], self.config.seed)
-        keep = partial(self.folder.part, "ablate")
-        y, seed = self.yardstick, self.config.seed
-        sets = {str(r): s for r, s in table.roles.items()}
-        found = ablate_sets(self.aligned, sets, data.moments, y, config, seed, bank=bank, keep=keep)
-        bench = Bench(self.aligned, y, Replacement(data.moments), seed, keep)
-        has_scu = len(table.roles[Role.SCU]) > 0
-        return replace(
-            found,
-            doses=dose_response(bench, ranking(scores_of(table), Role.SCU), config.doses) if has_scu else (),
-            groups=by_group(found, y.harmful) if has_scu else (),
-            sets=on_sets(bench, table.roles[Role.SCU], more) if has_scu else (),
-        )
+        return proof_stages.ablate(self)
 
     def sufficiency(self) -> Any:
         """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
-        from ssah_lens.results import SufficiencyResult
-        from ssah_lens.score.roles import ranking, scores_of
-        from ssah_lens.study.sufficiency import faithfulness, random_ranking, sets_to_move, transplant
-        from ssah_lens.units import Role
+        from ssah_lens.study import proof_stages
 
-        y, seed, table = self.yardstick, self.config.seed, self._table()
-        keep = partial(self.folder.part, "sufficiency")
-        moved = ()
-        if self.unaligned is not None:
-            sets = sets_to_move(table.roles[Role.SCU], seed)
-            asked = self.unaligned, self.aligned, sets, y.harmful, y.ordinary
-            moved = transplant(*asked, y.tokens, y.max_new_tokens, y.judge, keep)
-        scores = scores_of(table)
-        rankings = {"SCU (I_S - I_U)": ranking(scores, Role.SCU), "I_S": scores.safety}
-        rankings |= {f"random {i}": random_ranking(self.aligned, seed + i) for i in range(RANDOM_RANKINGS)}
-        moments = self.calibration.moments
-        curves = faithfulness(self.aligned, rankings, moments, y.harmful, y.ordinary, y.tokens, keep=keep)
-        return SufficiencyResult(moved, curves)
+        return proof_stages.sufficiency(self)
 
     def freeze(self) -> Any:
         """Benign fine-tuning, three ways."""
@@ -417,7 +363,7 @@ class Study:
             before = ablated.baseline, ablated.baseline_refused
         return compare_freezing(
             self.aligned,
-            self._table(),
+            self.table(),
             self.ordinary_train[1],
             instructions("validation").sample(HELD_OUT, self.config.seed),
             self.yardstick,
@@ -432,15 +378,15 @@ class Study:
 
         results = self.results()
         write_results(self.folder, results)
-        table = self._table() if (self.folder.path / "units.parquet").is_file() else None
+        table = self.table() if (self.folder.path / "units.parquet").is_file() else None
         render(results, table, self.folder.record, self.folder.path)
 
     @property
-    def _unfinished(self) -> Path:
+    def score_parts(self) -> Path:
         """Where scores that take long keep what they have measured or learnt."""
-        return self.folder.path / "unfinished"
+        return self.folder.path / "score_parts"
 
-    def _table(self):
+    def table(self) -> UnitTable:
         from ssah_lens.units import UnitTable
 
         return UnitTable.load(self.folder.path / "units.parquet")

@@ -14,7 +14,7 @@ from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
 from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
 from ssah_lens.study.behaviour import Yardstick, behave
-from ssah_lens.study.parts import Keep, anew
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet
 
 MAIN = Role.SCU

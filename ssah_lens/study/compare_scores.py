@@ -26,7 +26,7 @@ from ssah_lens.score import NAMES, score
 from ssah_lens.score.base import Calibration, Measured, PerUnit, Score, Scores
 from ssah_lens.score.roles import ranking
 from ssah_lens.study.behaviour import Yardstick, behave
-from ssah_lens.study.parts import Keep, anew
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.sizes import ANSWER_TOLERANCE
 from ssah_lens.units import Kind, Role, top_units
 

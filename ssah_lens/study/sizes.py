@@ -21,7 +21,7 @@ from ssah_lens.progress import progress
 from ssah_lens.results import RoleSize, SizeChoice
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import Sizes, ranking
-from ssah_lens.study.parts import Keep, anew
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet, top_units
 
 SHARES = {

@@ -25,7 +25,7 @@ from ssah_lens.progress import progress
 from ssah_lens.results import Faithfulness, Transplant
 from ssah_lens.score.base import PerUnit
 from ssah_lens.study.behaviour import outcomes
-from ssah_lens.study.parts import Keep, anew
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Kind, UnitSet, top_units
 
 TWINS = 3

@@ -22,7 +22,7 @@ from ssah_lens.score import NEED_TOKENS, score
 from ssah_lens.score.base import Calibration, Measured, Scores
 from ssah_lens.score.roles import assign
 from ssah_lens.study.behaviour import find_refusal_tokens, own_answers
-from ssah_lens.study.parts import anew, keep_in
+from ssah_lens.study.keep import anew, keep_in
 from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
 from ssah_lens.units import Kind, UnitTable
 

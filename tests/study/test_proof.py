@@ -14,7 +14,7 @@ from ssah_lens.results import AblateResult
 from ssah_lens.score.base import Calibration
 from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
 from ssah_lens.study.behaviour import yardstick
-from ssah_lens.study.parts import keep_in
+from ssah_lens.study.keep import keep_in
 from ssah_lens.study.proof import by_group, dose_response, on_sets
 from ssah_lens.study.units import calibrate
 from ssah_lens.units import Kind

@@ -8,7 +8,7 @@ import pytest
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import SizeChoice
-from ssah_lens.study.parts import anew, keep_in
+from ssah_lens.study.keep import anew, keep_in
 
 PART = SizeChoice(0.01, 0.5, 0.7)
 

@@ -1,6 +1,6 @@
 """Finished parts of a long measurement outside a study: a killed run does again only the part that was under way.
 
-Inside a study `RunFolder.part` does the same for a stage; both are a `Keep`.
+Inside a study the run folder does the same for its stages; both are a `Keep`.
 """
 
 from __future__ import annotations

@@ -413,12 +413,13 @@ class Results:
     align: AlignResult | None = None
     refusal: RefusalResult | None = None
     units: UnitsResult | None = None
-    scores: ScoreComparison | None = None
-    stability: StabilityResult | None = None
     ablate: AblateResult | None = None
-    sufficiency: SufficiencyResult | None = None
     freeze: FreezeResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
+    scores: ScoreComparison | None = None
+    stability: StabilityResult | None = None
+    sufficiency: SufficiencyResult | None = None
+    contexts: ContextsResult | None = None
 
 
 # ---- patching
@@ -493,6 +494,13 @@ class UnitContext:
     direct: float | None
     examples: dict[str, tuple[Snippet, ...]]
     neighbours: tuple[tuple[str, int, int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ContextsResult:
+    """Stage `contexts`: what the SCU that rank highest respond to and write, highest first."""
+
+    units: tuple[UnitContext, ...]
 
 
 # ---- which score is best

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssah_lens.results import (
     AblateResult,
     ComparedScore,
+    ContextsResult,
     Faithfulness,
     Match,
     RoleMoves,
@@ -14,7 +15,8 @@ from ssah_lens.results import (
     Transplant,
 )
 from ssah_lens.show.section import Section, Table
-from ssah_lens.show.text import cell, count, interval, listed, number, percent, percents, points
+from ssah_lens.show.text import cell, clean, count, interval, listed, number, percent, percents, points
+from ssah_lens.units import Kind, unit_name
 
 CONDITIONS = ("undamaged", "without the SCU", "without a random set")
 DEFAULT_SCORE = "mask"
@@ -99,6 +101,33 @@ def stability(r: StabilityResult) -> Section:
 
 def _held(m: RoleMoves, role: str) -> str:
     return cell(m.held[role]) if role in m.held else ""
+
+
+def contexts(r: ContextsResult) -> Section:
+    """Stage `contexts`."""
+    sets = list(dict.fromkeys(name for u in r.units for name in u.examples))
+    rows = []
+    for u in r.units:
+        direct = "" if u.direct is None else f"{u.direct:+.2g}"
+        read = (
+            "; ".join(f"“{clean(s.tokens[s.peak].strip(), 20)}” {s.values[s.peak]:.2g}" for s in u.examples.get(n, ()))
+            for n in sets
+        )
+        rows.append((unit_name(Kind(u.kind), u.layer, u.index), direct, *read))
+    known = [u.direct for u in r.units if u.direct is not None]
+    said = f"{sum(d > 0 for d in known)} of {len(known)} push straight towards refusing" if known else ""
+    columns = ("unit", "direct effect on refusing, nats", *(f"strongest tokens, {n}" for n in sets))
+    return Section(
+        "contexts",
+        "What the safety units respond to",
+        "On which words are the highest-ranked safety units active, and what do they write?",
+        {},
+        (f"Of the {count(len(r.units), 'safety unit')} shown, {said}: what one writes at the decision position of harmful "
+         "prompts, through the final norm and the unembedding, without what later blocks make of it. The unit explorer "
+         "shows the words around the tokens.",) if known else ("The unit explorer shows the words around the tokens.",),
+        "The same units on harmless prompts. For a head the number beside a token is the norm of its output.",
+        (Table("Highest-ranked SCU (neurons, then heads)", columns, tuple(rows)),),
+    )  # fmt: skip
 
 
 def sufficiency(r: SufficiencyResult) -> Section:

@@ -81,6 +81,7 @@ class Bench:
             for i in progress(range(n), f"random twins of {name}")
         ]
 
+
 ALIKE = 0.5
 """A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
 

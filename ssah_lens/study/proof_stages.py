@@ -6,23 +6,28 @@ kept in the run folder, so that a killed run loses at most one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ssah_lens.chat.prompts import instructions, pairs, prompt_set
 from ssah_lens.intervene.resample import Bank
-from ssah_lens.results import AblateResult, ScoreComparison, StabilityResult, SufficiencyResult
-from ssah_lens.score.base import Measured
+from ssah_lens.results import AblateResult, ContextsResult, ScoreComparison, StabilityResult, SufficiencyResult
+from ssah_lens.score.base import Measured, PerUnit
 from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
 from ssah_lens.study.behaviour import yardstick
 from ssah_lens.study.compare_scores import compare_scores
+from ssah_lens.study.contexts import unit_contexts
+from ssah_lens.study.openings import find_openings
 from ssah_lens.study.proof import by_group, dose_response, on_sets
 from ssah_lens.study.stability import stability as score_again
 from ssah_lens.study.sufficiency import faithfulness, random_ranking, sets_to_move, transplant
 from ssah_lens.study.units import answered_by, harmless_mix
-from ssah_lens.units import Role
+from ssah_lens.units import Kind, Role, UnitSet
 
 if TYPE_CHECKING:
     from ssah_lens.study.runner import Study
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 VALIDATION_TOKENS = 12
 """Length of a response where scores are compared: long enough for the judge to know a refusal."""
 RANDOM_RANKINGS = 2
+SHOWN = {Kind.MLP: 24, Kind.HEAD: 6}
+"""Units of each kind that get contexts."""
 
 
 def scores(study: Study) -> ScoreComparison:
@@ -53,6 +60,24 @@ def stability(study: Study) -> StabilityResult:
     table, result = score_again(study.aligned, data, study.table(), reruns, folder)
     table.save(study.folder.path / "units.parquet")
     return result
+
+
+def contexts(study: Study) -> ContextsResult:
+    """What the SCU that rank highest respond to and write, on validation prompts."""
+    table = study.table()
+    openings = find_openings(study.aligned, study.config.seed)
+    top = strongest(table.roles[Role.SCU], ranking(scores_of(table), Role.SCU))
+    return ContextsResult(tuple(unit_contexts(study.aligned, top, openings=openings)) if top else ())
+
+
+def strongest(units: UnitSet, rank: PerUnit, n: Mapping[Kind, int] = SHOWN) -> list[tuple[Kind, int, int]]:
+    """The highest-ranked units of a set, as many of each kind as `n` says, highest first within their kind."""
+    out = []
+    for kind in Kind:
+        values = np.where(units.masks[kind], rank[kind], -np.inf)
+        order = np.argsort(-values, axis=None, kind="stable")[: min(n[kind], int(units.masks[kind].sum()))]
+        out += [(kind, int(layer), int(i)) for layer, i in zip(*np.unravel_index(order, values.shape), strict=True)]
+    return out
 
 
 def ablate(study: Study) -> AblateResult:

@@ -22,7 +22,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, Results
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")
-STAGES = ("align", "refusal", "units", "scores", "stability", "ablate", "sufficiency", "freeze")
+STAGES = ("align", "refusal", "units", "scores", "stability", "ablate", "contexts", "sufficiency", "freeze")
 """Those that leave a result."""
 _TYPES = {f.name: f.type for f in fields(Results)}
 

@@ -30,6 +30,7 @@ NEEDS = {
     "units": ("refusal",),
     "scores": ("refusal",),
     "stability": ("units",),
+    "contexts": ("units",),
     "ablate": ("units",),
     "sufficiency": ("units",),
     "freeze": ("units",),
@@ -37,15 +38,15 @@ NEEDS = {
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
-LEFT_OUT = {"quick": ("scores", "stability", "sufficiency")}
+LEFT_OUT = {"quick": ("scores", "stability", "contexts", "sufficiency")}
 """Profile -> stages that it does only when they are asked for by name."""
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2}
-    | {"scores": 6, "stability": 9, "sufficiency": 4},
+    | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4},
     "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 95, "freeze": 30, "report": 0.2}
-    | {"scores": 20, "stability": 35, "sufficiency": 20},
+    | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20},
     "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 200, "freeze": 90, "report": 0.2}
-    | {"scores": 60, "stability": 90, "sufficiency": 40},
+    | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -338,6 +339,12 @@ class Study:
 
         return proof_stages.stability(self)
 
+    def contexts(self) -> Any:
+        """What the SCU that rank highest respond to and write."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.contexts(self)
+
     def ablate(self) -> Any:
         """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
         from ssah_lens.study import proof_stages
@@ -379,7 +386,8 @@ class Study:
         results = self.results()
         write_results(self.folder, results)
         table = self.table() if (self.folder.path / "units.parquet").is_file() else None
-        render(results, table, self.folder.record, self.folder.path)
+        contexts = results.contexts.units if results.contexts else ()
+        render(results, table, self.folder.record, self.folder.path, contexts)
 
     @property
     def score_parts(self) -> Path:

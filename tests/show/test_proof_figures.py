@@ -10,6 +10,7 @@ from made_up import PROVENANCE, behaviour, hits, made_up, made_up_table, outcome
 from ssah_lens.config import UnitsConfig
 from ssah_lens.results import (
     ComparedScore,
+    ContextsResult,
     Dose,
     DosePoint,
     Faithfulness,
@@ -20,9 +21,11 @@ from ssah_lens.results import (
     RoleMoves,
     RoleShare,
     ScoreComparison,
+    Snippet,
     StabilityResult,
     SufficiencyResult,
     Transplant,
+    UnitContext,
 )
 from ssah_lens.show import proof_figures, proof_sections
 from ssah_lens.show.report import html
@@ -76,8 +79,11 @@ def whole() -> Results:
     grid = replace(
         found.ablate, baseline=sub(found.ablate.baseline), conditions=conditions, doses=doses, groups=groups, sets=sets
     )
+    snippet = Snippet((" how", " to", " <b>"), (0.1, 0.2, 3.1), 2)
+    contexts = ContextsResult((UnitContext("mlp", 3, 5, 0.25, {"harmful": (snippet,), "harmless": ()}),))
     return replace(
         found,
+        contexts=contexts,
         ablate=grid,
         scores=made_up_comparison(),
         stability=made_up_stability(),
@@ -98,7 +104,7 @@ def test_a_whole_run_draws_its_proof_and_the_report_shows_it(whole: Results):
     assert set(figures) <= named
     page = html(whole, figures, PROVENANCE)
     for words in ("Which score is best", "which is the default", "Rising doses", "by kind of request", "by sub-test",
-                  "Are the safety units enough", "How stable", "Area under the faithfulness curve"):  # fmt: skip
+                  "Are the safety units enough", "L3N5", "1 of 1 push", "How stable", "Area under the faithfulness curve"):  # fmt: skip
         assert words in page, words
     assert "&lt;b&gt;AdvBench" in page and "<b>AdvBench" not in page
 

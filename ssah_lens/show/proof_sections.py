@@ -115,19 +115,24 @@ def contexts(r: ContextsResult) -> Section:
         )
         rows.append((unit_name(Kind(u.kind), u.layer, u.index), direct, *read))
     known = [u.direct for u in r.units if u.direct is not None]
-    said = f"{sum(d > 0 for d in known)} of {len(known)} push straight towards refusing" if known else ""
+    words = ["The unit explorer shows the words around the tokens."]
+    if known:
+        pushing = f"{sum(d > 0 for d in known)} of {len(known)} push straight towards refusing"
+        words.insert(
+            0,
+            f"Of the {count(len(r.units), 'safety unit')} shown, {pushing}: what one writes at the decision position of "
+            "harmful prompts, through the final norm and the unembedding, without what later blocks make of it.",
+        )
     columns = ("unit", "direct effect on refusing, nats", *(f"strongest tokens, {n}" for n in sets))
     return Section(
         "contexts",
         "What the safety units respond to",
         "On which words are the highest-ranked safety units active, and what do they write?",
         {},
-        (f"Of the {count(len(r.units), 'safety unit')} shown, {said}: what one writes at the decision position of harmful "
-         "prompts, through the final norm and the unembedding, without what later blocks make of it. The unit explorer "
-         "shows the words around the tokens.",) if known else ("The unit explorer shows the words around the tokens.",),
+        tuple(words),
         "The same units on harmless prompts. For a head the number beside a token is the norm of its output.",
         (Table("Highest-ranked SCU (neurons, then heads)", columns, tuple(rows)),),
-    )  # fmt: skip
+    )
 
 
 def sufficiency(r: SufficiencyResult) -> Section:

@@ -104,7 +104,8 @@ def test_a_whole_run_draws_its_proof_and_the_report_shows_it(whole: Results):
     assert set(figures) <= named
     page = html(whole, figures, PROVENANCE)
     for words in ("Which score is best", "which is the default", "Rising doses", "by kind of request", "by sub-test",
-                  "Are the safety units enough", "L3N5", "1 of 1 push", "How stable", "Area under the faithfulness curve"):  # fmt: skip
+                  "Are the safety units enough", "L3N5", "1 of 1 push",
+                  "How stable", "Area under the faithfulness curve"):  # fmt: skip
         assert words in page, words
     assert "&lt;b&gt;AdvBench" in page and "<b>AdvBench" not in page
 

@@ -120,8 +120,8 @@ def contexts(r: ContextsResult) -> Section:
         pushing = f"{sum(d > 0 for d in known)} of {len(known)} push straight towards refusing"
         words.insert(
             0,
-            f"Of the {count(len(r.units), 'safety unit')} shown, {pushing}: what one writes at the decision position of "
-            "harmful prompts, through the final norm and the unembedding, without what later blocks make of it.",
+            f"Of the {count(len(r.units), 'safety unit')} shown, {pushing}: what one writes at the decision position "
+            "of harmful prompts, through the final norm and the unembedding, without what later blocks make of it.",
         )
     columns = ("unit", "direct effect on refusing, nats", *(f"strongest tokens, {n}" for n in sets))
     return Section(

@@ -56,8 +56,10 @@ def scores(study: Study) -> ScoreComparison:
 def stability(study: Study) -> StabilityResult:
     """The score on other calibration data; `units.parquet` gets each unit's confidence."""
     reruns, folder = study.config.stability.reruns, study.folder.path / "stability"
-    data = replace(study.calibration, unaligned=study.unaligned)
-    table, result = score_again(study.aligned, data, study.table(), reruns, folder)
+    table, data = study.table(), study.calibration
+    if table.provenance["score"] == "contrast":
+        data = replace(data, unaligned=study.unaligned)
+    table, result = score_again(study.aligned, data, table, reruns, folder)
     table.save(study.folder.path / "units.parquet")
     return result
 
@@ -107,7 +109,7 @@ def sufficiency(study: Study) -> SufficiencyResult:
     y, seed, table = study.yardstick, study.config.seed, study.table()
     keep = partial(study.folder.part, "sufficiency")
     moved = ()
-    if study.unaligned is not None:
+    if study.unaligned is not None and study.unaligned.grid == study.aligned.grid:
         sets = sets_to_move(table.roles[Role.SCU], seed)
         asked = study.unaligned, study.aligned, sets, y.harmful, y.ordinary
         moved = transplant(*asked, y.tokens, y.max_new_tokens, y.judge, keep)

@@ -203,7 +203,7 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
-        if stage in ("units", "scores", "sufficiency") and self._made:
+        if stage in ("units", "scores", "stability", "sufficiency") and self._made:
             self.__dict__.pop("given", None)
             if "calibration" in self.__dict__:
                 self.calibration = replace(self.calibration, unaligned=None)

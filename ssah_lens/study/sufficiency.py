@@ -109,15 +109,15 @@ def faithfulness(
         keep: where finished rankings are kept.
     """
 
+    everything = UnitSet(model.grid, {k: np.ones((model.grid.n_layers, model.grid.width(k)), dtype=bool) for k in Kind})
+
     def metric(kept: UnitSet) -> float:
-        everything = UnitSet(model.grid, {k: np.ones_like(m) for k, m in kept.masks.items()})
         with ablated(model, everything - kept, "mean", moments):
             return float(refusal_scores(model, harmful, tokens).mean() - refusal_scores(model, harmless, tokens).mean())
 
-    none, whole = (metric(top_units(model.grid, next(iter(rankings.values())), s)) for s in (0.0, 1.0))
+    none, whole = metric(UnitSet.empty(model.grid)), metric(everything)
 
     def curve(name: str, ranking: PerUnit) -> Faithfulness:
-        # A share below half a unit keeps none, and all but all is the whole model: neither is run again.
         values = [(metric(top_units(model.grid, ranking, s)) if 0 < s < 1 else (none, whole)[round(s)]) for s in shares]
         found = [(v - none) / (whole - none) for v in values]
         area = float(np.trapezoid(found, shares))

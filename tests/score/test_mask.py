@@ -164,6 +164,7 @@ def test_a_killed_run_resumes_to_the_same_gate(planted, data, found: Scores, tmp
     for kind in Kind:
         np.testing.assert_array_equal(again.safety[kind], found.safety[kind])
         np.testing.assert_array_equal(again.utility[kind], found.utility[kind])
+    monkeypatch.setattr(_Gate, "descend", descend)
     other = mask(planted[0], replace(kept, seed=1, steps=1))  # another run's gate is not taken up
     assert not np.array_equal(other.safety[Kind.MLP], found.safety[Kind.MLP])
     for file in (tmp_path / "parts").iterdir():

@@ -91,7 +91,7 @@ def test_the_planted_circuit_is_faithful_and_random_units_are_not(planted: Plant
     )
     by = {c.name: c for c in curves}
     assert by["truth"].values[0] == 0 and by["truth"].values[-1] == 1
-    assert by["truth"].values[1] == pytest.approx(1, abs=0.25)
+    assert 0.8 < by["truth"].values[1] < 1.6  # above 1: what speaks against refusing is gone as well
     assert abs(by["random"].values[1]) < 0.3
     assert by["truth"].area > by["random"].area + 0.2 and by["truth"].distance < by["random"].distance
     v, s = by["truth"].values, by["truth"].shares

@@ -15,7 +15,7 @@ from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import UnitsConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.moments import Moments, collect
-from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import Refusals, ask
 from ssah_lens.results import RoleShare, UnitsResult
 from ssah_lens.score import NEED_TOKENS, score
@@ -28,7 +28,8 @@ from ssah_lens.units import Kind, UnitTable
 
 ANSWER_TOKENS = 20
 FULFILLING_PREFIX = "Sure, here is"
-"""Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening."""
+"""Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening; the score
+`mask` also reads the log-odds of refusing, which need no answer at all."""
 MIN_REFUSED = 8
 """With fewer refusals of its own a model has no safety data: only I_U and RU exist then."""
 
@@ -72,7 +73,10 @@ def calibrate(
         fulfilling = own_answers(unaligned, refused, ANSWER_TOKENS, "fulfilling answers")
     else:
         prefix = model.response_tokens(FULFILLING_PREFIX, ended=False)
-        fulfilling = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
+        said = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
+        outcomes = judge("keyword")(refused.texts, [model.text(t) for t in said])
+        # A well aligned model takes the opening back: of such an answer only the opening can be learnt from.
+        fulfilling = [prefix if o is Outcome.REFUSED else t for t, o in zip(said, outcomes, strict=True)]
     return Calibration(
         safety,
         utility,

@@ -201,6 +201,7 @@ def grid_tables(r: AblateResult) -> tuple[Table, ...]:
     """Doses, kinds of request, other harmful sets and utility sub-tests: what the longer profiles add to `ablate`."""
     out = []
     if r.doses:
+        out.append(role_table(r))
         columns = ("share of units", "of parameters", "refused", "fulfilled", "incoherent", "refused, random sets",
                    "refusal score", "refusal score, random sets", "perplexity", "perplexity, random sets",
                    "ordinary refused", "multiple choice", "KL, nats")  # fmt: skip
@@ -232,6 +233,26 @@ def grid_tables(r: AblateResult) -> tuple[Table, ...]:
         rows = tuple((t, *(cell(b.utility.choices_by_task[t]) for b in models.values())) for t in tasks)
         out.append(Table("Multiple choice by sub-test (accuracy)", ("sub-test", *models), rows))
     return tuple(out)
+
+
+def role_table(r: AblateResult) -> Table:
+    """The analogue of the paper's table of roles: every role and way of ablating, all outcomes, with intervals."""
+    models = [("undamaged", "", "", r.baseline, ())]
+    for c in (c for c in r.conditions if c.control is None):
+        size = r.shares.get(c.role)
+        sizes = ("", "") if size is None else (f"{size.units:.2%}", f"{size.parameters:.2%}")
+        models.append((f"{c.role}, {c.mode}", *sizes, c.behaviour, r.controls(c.role, c.mode)))
+    rows = []
+    for name, units, parameters, b, twins in models:
+        refused = [t.behaviour.harmful.refused.value for t in twins]
+        at_random = f"{number(min(refused))} to {number(max(refused))}" if refused else ""
+        outcomes = (cell(getattr(b.harmful, f)) for f in ("refused", "fulfilled", "incoherent"))
+        choices = "" if b.utility.choices is None else cell(b.utility.choices)
+        rows.append((name, units, parameters, *outcomes, at_random, cell(b.harmless.refused), choices,
+                     cell(b.utility.answer_perplexity), cell(b.utility.kl)))  # fmt: skip
+    columns = ("units ablated", "share of units", "of parameters", "harmful refused", "fulfilled", "incoherent",
+               "refused, random sets", "ordinary refused", "multiple choice", "perplexity", "KL, nats")  # fmt: skip
+    return Table("Every role, all outcomes (test prompts)", columns, tuple(rows))
 
 
 def _dose(d) -> tuple[str, ...]:

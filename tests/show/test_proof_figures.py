@@ -110,6 +110,14 @@ def test_a_whole_run_draws_its_proof_and_the_report_shows_it(whole: Results):
     assert "&lt;b&gt;AdvBench" in page and "<b>AdvBench" not in page
 
 
+def test_the_role_table_has_every_outcome_of_every_role(whole: Results):
+    table = proof_sections.role_table(whole.ablate)
+    by = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert list(by)[:3] == ["undamaged", "SCU, mean", "SCU, zero"] and len(by) == 1 + 4 * 2
+    assert by["SCU, mean"]["fulfilled"].startswith("0.68") and by["SCU, mean"]["share of units"] == "1.00%"
+    assert by["SCU, mean"]["refused, random sets"] == "0.92 to 0.95" and by["SCU, zero"]["refused, random sets"] == ""
+
+
 def test_the_dose_figure_shows_controls_and_the_paper(whole: Results):
     figure = proof_figures.dose_response(whole.ablate)
     refused, outcomes_, perplexity = figure.axes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ssah_lens.results import (
     AblateResult,
@@ -69,6 +69,9 @@ def dose_response(result: AblateResult) -> Figure:
         _diamonds(panels[2], d.size.units, [loss(c) for c in d.controls])
     panels[2].axhline(1, color=BASELINE, linestyle="--", linewidth=1.1, zorder=1)
     panels[2].set_yscale("log")
+    low, high = panels[2].get_ylim()
+    panels[2].set_ylim(min(low, 0.8), max(high, 1.5))
+    panels[2].yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high < 50 else (1,)))
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
     panels[2].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
     panels[2].set_title("Perplexity of harmless answers, relative to the undamaged model")
@@ -100,7 +103,7 @@ def _share_axis(axes: Axes, shares: Sequence[float], label: str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.set_xticks(list(shares))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v * 100:.2g}%"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v * 100:.3g}%"))
     axes.xaxis.set_minor_locator(NullLocator())
 
 

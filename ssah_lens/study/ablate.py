@@ -2,21 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AblateConfig
-from ssah_lens.intervene import MODES
 from ssah_lens.intervene.hooks import ablated
 from ssah_lens.intervene.moments import Moments
+from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
-from ssah_lens.results import AblateResult, Ablation, RoleShare
+from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet
 
 MAIN = Role.SCU
 """The role that the hypothesis is about: it gets all the controls, the other roles fewer."""
+ALIKE = 0.5
+"""A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
+Measured = tuple[Behaviour, tuple[bool, ...]]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of an ablated unit.
+
+    Attributes:
+        moments: for 'mean'.
+        bank: for 'resample'.
+    """
+
+    moments: Moments | None = None
+    bank: Bank | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every ablation is measured with.
+
+    Attributes:
+        model: the undamaged model.
+        y: the yardstick, made from the same model.
+        put: what replaces units.
+        seed: of the first random twin; the others follow.
+        keep: where finished measurements are kept.
+    """
+
+    model: ChatModel
+    y: Yardstick
+    put: Replacement
+    seed: int
+    keep: Keep = anew
+
+    def behave(self, name: str, units: UnitSet | None, mode: str = "mean", choices: bool = True) -> Measured:
+        """Asks the whole yardstick without these units; None for the undamaged model."""
+
+        def make() -> Measured:
+            if units is None:
+                return behave(self.model, self.y)
+            with ablated(self.model, units, mode, self.put.moments, self.put.bank):
+                return behave(self.model, self.y, choices=choices)
+
+        return self.keep(name, Measured, make)
+
+    def twin_scores(self, name: str, units: UnitSet, mode: str, n: int) -> list[float]:
+        """Mean refusal score without each of n random twins: one forward pass each."""
+
+        def make(twin: UnitSet) -> Callable[[], float]:
+            def score() -> float:
+                with ablated(self.model, twin, mode, self.put.moments, self.put.bank):
+                    return float(refusal_scores(self.model, self.y.harmful, self.y.tokens).mean())
+
+            return score
+
+        return [
+            self.keep(f"{name}-score-{i}", float, make(units.random_twin(self.seed + i)))
+            for i in progress(range(n), f"random twins of {name}")
+        ]
+
+
+ALIKE = 0.5
+"""A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
 
 
 def ablate_sets(
@@ -26,7 +93,9 @@ def ablate_sets(
     y: Yardstick,
     config: AblateConfig,
     seed: int,
-    modes: Iterable[str] = MODES,
+    modes: Iterable[str] | None = None,
+    bank: Bank | None = None,
+    keep: Keep = anew,
 ) -> AblateResult:
     """Measures the undamaged model, then each set and its random twins.
 
@@ -35,43 +104,41 @@ def ablate_sets(
         sets: name (a role) -> units.
         moments: means for mean ablation; not needed when only zero is asked for.
         y: the yardstick, made from the same model.
-        config: how many controls.
+        config: how many controls, which modes.
         seed: seed of the first control; the others follow.
-        modes: ways to ablate. Controls are made for the first one.
+        modes: ways to ablate, instead of the configured ones. Controls are made for the first one.
+        bank: activations for resample ablation.
+        keep: where finished measurements are kept.
     """
-    modes = list(modes)
+    bench = Bench(model, y, Replacement(moments, bank), seed, keep)
+    modes = list(modes or config.modes)
     sets = {name: units for name, units in sets.items() if len(units)}
-    baseline, baseline_refused = behave(model, y)
+    baseline, baseline_refused = bench.behave("baseline", None)
     plan = []
     for name, units in sets.items():
         plan += [(name, mode, None, units) for mode in modes]
-        n = config.controls if len(sets) == 1 or name == MAIN else config.other_controls
-        plan += [(name, modes[0], seed + i, units.random_twin(seed + i)) for i in range(n)]
+        asked = len(sets) == 1 or name == MAIN
+        twins = [units.random_twin(seed + i) for i in range(config.controls if asked else config.other_controls)]
+        alike = not asked and any(len(t & units) > ALIKE * len(units) for t in twins)
+        plan += [] if alike else [(name, modes[0], seed + i, t) for i, t in enumerate(twins)]
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
-        with ablated(model, units, mode, moments):
-            # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
-            main = control is None or name == MAIN or len(sets) == 1
-            behaviour, refused = behave(model, y, choices=main and mode == modes[0])
+        # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
+        main = control is None or name == MAIN or len(sets) == 1
+        part = f"{name}-{mode}" if control is None else f"{name}-{mode}-twin-{control}"
+        behaviour, refused = bench.behave(part, units, mode, choices=main and mode == modes[0])
         overlap = 0.0 if control is None else len(units & sets[name]) / len(units)
         conditions.append(Ablation(name, mode, control, overlap, behaviour, refused))
-    shares = {n: RoleShare(u.share.n, u.share.units, u.share.parameters) for n, u in sets.items()}
+    scored = [n for n in sets if n == MAIN] or list(sets)
     return AblateResult(
         baseline,
         baseline_refused,
         tuple(conditions),
-        _score_controls(model, sets, moments, y, config, seed, modes[0]),
-        shares,
+        {n: bench.twin_scores(n, sets[n], modes[0], config.score_controls) for n in scored},
+        {n: role_share(u) for n, u in sets.items()},
     )
 
 
-def _score_controls(model, sets, moments, y, config, seed, mode) -> dict[str, list[float]]:
-    """Mean refusal score under many matched random sets: one forward each, for the main role (or the only set)."""
-    names = [n for n in sets if n == MAIN] or list(sets)
-    out: dict[str, list[float]] = {}
-    for name in names:
-        out[name] = []
-        for i in progress(range(config.score_controls), f"random twins of {name}"):
-            with ablated(model, sets[name].random_twin(seed + i), mode, moments):
-                out[name].append(float(refusal_scores(model, y.harmful, y.tokens).mean()))
-    return out
+def role_share(units: UnitSet) -> RoleShare:
+    """Size of a set by count and by parameters."""
+    return RoleShare(units.share.n, units.share.units, units.share.parameters)

@@ -22,6 +22,8 @@ from ssah_lens.show.files import write_whole
 from ssah_lens.study.parts import KEPT, Parts, read_result, write_result
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")
+STAGES = ("align", "refusal", "units", "scores", "stability", "ablate", "contexts", "sufficiency", "freeze")
+"""Those that leave a result."""
 _TYPES = {f.name: f.type for f in fields(Results)}
 
 
@@ -143,7 +145,7 @@ class RunFolder:
     def results(self) -> Results:
         """All finished stages together, without the scorecard."""
         config = self.config
-        stages = {s: self.load_stage(s) for s in ("align", "refusal", "units", "ablate", "freeze")}
+        stages = {s: self.load_stage(s) for s in STAGES}
         return Results(model=config.model, profile=config.profile, **stages)
 
     @property

@@ -23,21 +23,31 @@ if TYPE_CHECKING:
     from ssah_lens.chat.prompts import PromptSet
     from ssah_lens.score.base import Calibration
     from ssah_lens.study.behaviour import Yardstick
+    from ssah_lens.units import UnitTable
 
 NEEDS = {
     "align": (),
     "refusal": ("align",),
     "units": ("refusal",),
+    "scores": ("refusal",),
+    "stability": ("units",),
+    "contexts": ("units",),
     "ablate": ("units",),
+    "sufficiency": ("units",),
     "freeze": ("units",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
+LEFT_OUT = {"quick": ("scores", "stability", "contexts", "sufficiency")}
+"""Profile -> stages that it does only when they are asked for by name."""
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2}
+    | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4},
+    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 95, "freeze": 30, "report": 0.2}
+    | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20},
+    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 200, "freeze": 90, "report": 0.2}
+    | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -66,7 +76,7 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; all when None.
+        stages: which stages; all but those that the profile leaves out when None.
         note: called with lines of progress.
         engine: 'local' or 'ray' (`engine.py`); results are the same.
         address: of a running Ray cluster; None starts one here.
@@ -74,7 +84,8 @@ def run_study(
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder, an engine that is not there.
     """
-    wanted = STAGES if stages is None else tuple(stages)
+    left_out = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -245,9 +256,10 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
-        if stage == "units" and self._made:
+        if stage in ("units", "scores", "stability", "sufficiency") and self._made:
             self.__dict__.pop("given", None)
-            self.calibration = replace(self.calibration, unaligned=None)
+            if "calibration" in self.__dict__:
+                self.calibration = replace(self.calibration, unaligned=None)
         _give_back_memory()
 
     # ---- prompts
@@ -370,19 +382,40 @@ class Study:
             harmful.sample(u.validation, seed),
             harmless,
             u,
-            store=self.folder.path / "exact",
+            store=self.score_parts,
         )
         table.save(self.folder.path / "units.parquet")
         return result
 
-    def ablate(self) -> Any:
-        """Every role ablated on the test split, beside its random twins."""
-        from ssah_lens.study.ablate import ablate_sets
+    def scores(self) -> Any:
+        """Every score beside the exact effect and beside the others, on validation prompts."""
+        from ssah_lens.study import proof_stages
 
-        sets = {str(r): s for r, s in self._table().roles.items()}
-        return ablate_sets(
-            self.aligned, sets, self.calibration.moments, self.yardstick, self.config.ablate, self.config.seed
-        )
+        return proof_stages.scores(self)
+
+    def stability(self) -> Any:
+        """The score on other calibration data; `units.parquet` gets each unit's confidence."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.stability(self)
+
+    def contexts(self) -> Any:
+        """What the SCU that rank highest respond to and write."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.contexts(self)
+
+    def ablate(self) -> Any:
+        """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.ablate(self)
+
+    def sufficiency(self) -> Any:
+        """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.sufficiency(self)
 
     def freeze(self) -> Any:
         """Benign fine-tuning, three ways."""
@@ -399,7 +432,7 @@ class Study:
             before = ablated.baseline, ablated.baseline_refused
         return compare_freezing(
             self.aligned,
-            self._table(),
+            self.table(),
             self.ordinary_train[1],
             instructions("validation").sample(HELD_OUT, self.config.seed),
             self.yardstick,
@@ -416,10 +449,16 @@ class Study:
 
         results = self.results()
         write_results(self.folder, results)
-        table = self._table() if self.folder.done("units") else None
-        render(results, table, self.folder.record, self.folder.path)
+        table = self.table() if self.folder.done("units") else None
+        contexts = results.contexts.units if results.contexts else ()
+        render(results, table, self.folder.record, self.folder.path, contexts)
 
-    def _table(self):
+    @property
+    def score_parts(self) -> Path:
+        """Where scores that take long keep what they have measured or learnt."""
+        return self.folder.path / "score_parts"
+
+    def table(self) -> UnitTable:
         from ssah_lens.units import UnitTable
 
         try:

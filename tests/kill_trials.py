@@ -256,11 +256,15 @@ def import_all() -> None:
     """What a study needs, once, before the forks; one thread, which is what may be forked."""
     import torch
 
+    import ssah_lens.score.mask
     import ssah_lens.study.freeze
     import ssah_lens.study.runner
-    import ssah_lens.study.scorecard  # noqa: F401
+    import ssah_lens.study.scorecard
+    import ssah_lens.train.checkpoint
 
     torch.set_num_threads(1)
+    # What a long training keeps every minute or two, these short ones keep at every step.
+    ssah_lens.train.checkpoint.PAUSE = ssah_lens.score.mask.KEPT_EVERY = 0.0
 
 
 if __name__ == "__main__":

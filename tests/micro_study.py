@@ -82,7 +82,7 @@ def build(folder: Path, seed: int = 0, steps: int = 120) -> Path:
     model = ChatModel(LlamaForCausalLM(config).float(), tokenizer, "micro")
     answers = [REFUSAL] * len(harmful) + [ANSWER] * len(harmless)
     rows = model.rows([*harmful.texts, *harmless], [model.response_tokens(a) for a in answers])
-    train(model, rows, TrainSettings(steps=steps, batch_size=32, lr=1e-2, seed=seed, policy="all", part_tokens=4096))
+    train(model, rows, TrainSettings(steps=steps, batch_size=32, lr=5e-3, seed=seed, policy="all", part_tokens=4096))
     return save_model(model, folder)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssah_lens.chat.model import ChatModel
@@ -14,6 +14,7 @@ from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
 from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet
 
@@ -38,6 +39,40 @@ class Replacement:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One set to ablate.
+
+    Attributes:
+        units: None for the undamaged model.
+        mode: what replaces them.
+        choices: whether multiple choice is asked.
+    """
+
+    units: UnitSet | None
+    mode: str = "mean"
+    choices: bool = True
+
+
+Shared = tuple[Yardstick, Replacement]
+
+
+def measured(model: ChatModel, shared: Shared, cut: Cut) -> Measured:
+    """Task: asks the whole yardstick."""
+    y, put = shared
+    if cut.units is None:
+        return behave(model, y)
+    with ablated(model, cut.units, cut.mode, put.moments, put.bank):
+        return behave(model, y, choices=cut.choices)
+
+
+def scored(model: ChatModel, shared: Shared, cut: Cut) -> float:
+    """Task: the mean refusal score, one forward pass."""
+    y, put = shared
+    with ablated(model, cut.units, cut.mode, put.moments, put.bank):
+        return float(refusal_scores(model, y.harmful, y.tokens).mean())
+
+
+@dataclass(frozen=True)
 class Bench:
     """What every ablation is measured with.
 
@@ -47,6 +82,7 @@ class Bench:
         put: what replaces units.
         seed: of the first random twin; the others follow.
         keep: where finished measurements are kept.
+        ahead: is told which ones will be wanted.
     """
 
     model: ChatModel
@@ -54,36 +90,26 @@ class Bench:
     put: Replacement
     seed: int
     keep: Keep = anew
+    ahead: Ahead = nothing_ahead
 
     def behave(self, name: str, units: UnitSet | None, mode: str = "mean", choices: bool = True) -> Measured:
         """Asks the whole yardstick without these units; None for the undamaged model."""
+        cut = Cut(units, mode, choices)
+        return self.keep(name, Measured, lambda: measured(self.model, (self.y, self.put), cut))
 
-        def make() -> Measured:
-            if units is None:
-                return behave(self.model, self.y)
-            with ablated(self.model, units, mode, self.put.moments, self.put.bank):
-                return behave(self.model, self.y, choices=choices)
-
-        return self.keep(name, Measured, make)
+    def behave_ahead(self, cuts: dict[str, Cut]) -> None:
+        """Says what `behave` will be asked."""
+        self.ahead(measured, (self.y, self.put), cuts, Measured)
 
     def twin_scores(self, name: str, units: UnitSet, mode: str, n: int) -> list[float]:
         """Mean refusal score without each of n random twins: one forward pass each."""
-
-        def make(twin: UnitSet) -> Callable[[], float]:
-            def score() -> float:
-                with ablated(self.model, twin, mode, self.put.moments, self.put.bank):
-                    return float(refusal_scores(self.model, self.y.harmful, self.y.tokens).mean())
-
-            return score
-
+        shared = self.y, self.put
+        cuts = {f"{name}-score-{i}": Cut(units.random_twin(self.seed + i), mode) for i in range(n)}
+        self.ahead(scored, shared, cuts, float)
         return [
-            self.keep(f"{name}-score-{i}", float, make(units.random_twin(self.seed + i)))
-            for i in progress(range(n), f"random twins of {name}")
+            self.keep(part, float, lambda cut=cut: scored(self.model, shared, cut))
+            for part, cut in progress(cuts.items(), f"random twins of {name}")
         ]
-
-
-ALIKE = 0.5
-"""A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
 
 
 def ablate_sets(
@@ -96,6 +122,7 @@ def ablate_sets(
     modes: Iterable[str] | None = None,
     bank: Bank | None = None,
     keep: Keep = anew,
+    ahead: Ahead = nothing_ahead,
 ) -> AblateResult:
     """Measures the undamaged model, then each set and its random twins.
 
@@ -109,8 +136,9 @@ def ablate_sets(
         modes: ways to ablate, instead of the configured ones. Controls are made for the first one.
         bank: activations for resample ablation.
         keep: where finished measurements are kept.
+        ahead: is told which ones will be wanted.
     """
-    bench = Bench(model, y, Replacement(moments, bank), seed, keep)
+    bench = Bench(model, y, Replacement(moments, bank), seed, keep, ahead)
     modes = list(modes or config.modes)
     sets = {name: units for name, units in sets.items() if len(units)}
     baseline, baseline_refused = bench.behave("baseline", None)
@@ -121,12 +149,15 @@ def ablate_sets(
         twins = [units.random_twin(seed + i) for i in range(config.controls if asked else config.other_controls)]
         alike = not asked and any(len(t & units) > ALIKE * len(units) for t in twins)
         plan += [] if alike else [(name, modes[0], seed + i, t) for i, t in enumerate(twins)]
+    # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
+    main = lambda name, control: control is None or name == MAIN or len(sets) == 1
+    part = lambda name, mode, control: f"{name}-{mode}" + ("" if control is None else f"-twin-{control}")
+    cuts = {part(n, m, c): Cut(units, m, main(n, c) and m == modes[0]) for n, m, c, units in plan}
+    bench.behave_ahead(cuts)
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
-        # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
-        main = control is None or name == MAIN or len(sets) == 1
-        part = f"{name}-{mode}" if control is None else f"{name}-{mode}-twin-{control}"
-        behaviour, refused = bench.behave(part, units, mode, choices=main and mode == modes[0])
+        cut = cuts[part(name, mode, control)]
+        behaviour, refused = bench.behave(part(name, mode, control), units, mode, cut.choices)
         overlap = 0.0 if control is None else len(units & sets[name]) / len(units)
         conditions.append(Ablation(name, mode, control, overlap, behaviour, refused))
     scored = [n for n in sets if n == MAIN] or list(sets)

@@ -1,10 +1,12 @@
-"""Where a study's tasks run: in this process, or in the workers of a Ray cluster.
+"""Parts of a stage made ahead, many at a time, by the workers of a Ray cluster.
 
-A task is a plain function at module level of (model, what all its tasks share, one item) to a result. It leaves the
-model as it was, and draws nothing but from seeds in its item, so that who runs it, in which order and how often changes
-no bit of the result: a finished one is kept (`parts.py`), a lost one is simply run again.
+A stage measures one part after the other and keeps each (`parts.py`). Before it does, it says which parts will be
+wanted; without a cluster nothing comes of that, with one the workers make those that are missing, and the stage then
+finds them all. So the results are the same to the bit, and a killed study or worker costs the parts under way.
 
-A cluster's machines must see the model and the run folder under the same path (a shared disk). Bits are the same on
+A task is a plain function at module level of (model, what all tasks share, one item) to a part. It leaves the model as
+it was, and draws nothing but from seeds in its item: who runs it, in which order and how often changes nothing. The
+cluster's machines must see the model and the run folder under the same path (a shared disk). Bits are the same on
 machines with the same processor type and the same packages.
 """
 
@@ -15,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.progress import progress, quiet
@@ -33,36 +35,12 @@ S, I, R = TypeVar("S"), TypeVar("I"), TypeVar("R")  # noqa: E741
 Task = Callable[["ChatModel", S, I], R]
 
 
-class Engine(Protocol):
-    """Runs one task on many items."""
-
-    def map(
-        self, task: Task, shared: Any, items: Mapping[str, Any], kind: Any, kept: Parts, what: str = ""
-    ) -> list[Any]:
-        """Results in the order of the items.
-
-        Args:
-            task: what to do.
-            shared: what all tasks take.
-            items: name of the part -> what makes it differ from the others.
-            kind: type of the results.
-            kept: where finished ones are kept, and looked for.
-            what: label of the progress bar.
-        """
-        ...
+Ahead = Callable[[Task, Any, Mapping[str, Any], Any], None]
+"""(task, shared, name of the part -> item, type of the part): these will be wanted."""
 
 
-@dataclass(frozen=True)
-class Here:
-    """One task after the other, in this process."""
-
-    model: ChatModel
-
-    def map(self, task, shared, items, kind, kept, what=""):
-        return [
-            kept(name, kind, lambda item=item: task(self.model, shared, item))
-            for name, item in progress(items.items(), what)
-        ]
+def nothing_ahead(task: Task, shared: Any, items: Mapping[str, Any], kind: Any) -> None:
+    """Each part is made when it is wanted, in this process."""
 
 
 @dataclass(frozen=True)
@@ -139,30 +117,35 @@ class Cluster:
 
 @dataclass(frozen=True)
 class OnRay:
-    """One task per worker at a time, results in whatever order they come."""
+    """Makes parts ahead: one task per worker at a time, whichever comes first is kept first.
+
+    Attributes:
+        cluster: where.
+        home: the model.
+        kept: where parts are kept; those that are there are not made again.
+    """
 
     cluster: Cluster
     home: Home
+    kept: Parts
 
-    def map(self, task, shared, items, kind, kept, what=""):
+    def __call__(self, task: Task, shared: Any, items: Mapping[str, Any], kind: Any) -> None:
         ray = self.cluster.ray
-        found = {name: kept.load(name, kind) for name in items}
-        todo = [name for name in items if found[name] is None]
-        idle = list(self.cluster.hire(len(todo), self.home)) if todo else []
-        given, running = ray.put(shared), {}
-        bar = progress(None, what, total=len(todo))
+        todo = [name for name in items if self.kept.load(name, kind) is None]
+        if not todo:
+            return
+        idle, running, given = list(self.cluster.hire(len(todo), self.home)), {}, ray.put(shared)
+        bar = progress(None, "on the cluster", total=len(todo))
         while todo or running:
             while todo and idle:
                 worker, name = idle.pop(), todo.pop(0)
                 running[worker.do.remote(self.home, task, given, items[name])] = name, worker
             (ready, *_), _ = ray.wait(list(running))
             name, worker = running.pop(ready)
-            found[name] = _result(ray, ready, name)
-            kept.save(name, found[name])
+            self.kept.save(name, _result(ray, ready, name))
             idle.append(worker)
             bar.update()
         bar.close()
-        return list(found.values())
 
 
 def _result(ray: Any, ready: Any, name: str) -> Any:

@@ -18,7 +18,7 @@ from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import top_complex
 from ssah_lens.study.behaviour import Yardstick, behave
-from ssah_lens.study.engine import Engine, Here
+from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.parts import Parts
 from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.data import rows_of
@@ -105,8 +105,8 @@ def compare_freezing(
     before: tuple[Behaviour, tuple[bool, ...]],
     config: FreezeConfig,
     seed: int,
-    engine: Engine | None = None,
-    kept: Parts = Parts(),
+    keep: Parts = Parts(),
+    ahead: Ahead = nothing_ahead,
 ) -> FreezeResult:
     """Fine-tunes each way from the same start and measures safety and loss.
 
@@ -119,8 +119,8 @@ def compare_freezing(
         before: what the model does before, from `behave`.
         config: steps, rate, share of CU, seeds.
         seed: the first seed.
-        engine: where it is done; here when None.
-        kept: where finished ways, and checkpoints of the others, are kept.
+        keep: where finished ways, and checkpoints of the others, are kept.
+        ahead: is told which ways will be wanted.
     """
     rows, held = rows_of(model, data), rows_of(model, held_out)
     loss_before = utility.losses(model, held).mean if held else None
@@ -130,9 +130,11 @@ def compare_freezing(
         settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=s, keep_good=0)
         for arm, frozen in ((FULL, None), (FROZEN, units), (RANDOM, units.random_twin(s))):
             name = f"{arm.replace(' + ', '-').replace(' ', '-')}-{s}"
-            ways[name] = Way(arm, settings, frozen, kept.working(name))
+            ways[name] = Way(arm, settings, frozen, keep.working(name))
     bench = Bench(rows, held, loss_before, y)
-    return FreezeResult(*before, tuple((engine or Here(model)).map(tuned_arm, bench, ways, Arm, kept)))
+    ahead(tuned_arm, bench, ways, Arm)
+    arms = (keep(name, Arm, lambda way=way: tuned_arm(model, bench, way)) for name, way in ways.items())
+    return FreezeResult(*before, tuple(arms))
 
 
 def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> Arm:

@@ -13,7 +13,7 @@ from ssah_lens.measure.refusal import ask
 from ssah_lens.progress import progress
 from ssah_lens.results import AblateResult, DosePoint, HarmfulGroup, HarmfulSet, Outcomes
 from ssah_lens.score.base import PerUnit
-from ssah_lens.study.ablate import MAIN, Bench, role_share
+from ssah_lens.study.ablate import MAIN, Bench, Cut, role_share
 from ssah_lens.study.behaviour import outcomes
 from ssah_lens.units import UnitSet, top_units
 
@@ -38,6 +38,8 @@ def dose_response(bench: Bench, ranking: PerUnit, shares: Sequence[float]) -> tu
         units = top_units(bench.model.grid, ranking, share)
         name = f"dose-{share:g}"
         twins = [units.random_twin(bench.seed + i) for i in range(GENERATED)]
+        twin_cuts = {f"{name}-twin-{i}": Cut(t, choices=False) for i, t in enumerate(twins)}
+        bench.behave_ahead({name: Cut(units)} | twin_cuts)
         behaviour, refused = bench.behave(name, units)
         out.append(
             DosePoint(

@@ -92,10 +92,11 @@ def ablate(study: Study) -> AblateResult:
     keep = partial(study.folder.part, "ablate")
     y, scu = study.yardstick, table.roles[Role.SCU]
     sets = {str(r): s for r, s in table.roles.items()}
-    found = ablate_sets(study.aligned, sets, data.moments, y, config, seed, bank=bank, keep=keep)
+    ahead = study.ahead("ablate")
+    found = ablate_sets(study.aligned, sets, data.moments, y, config, seed, bank=bank, keep=keep, ahead=ahead)
     if not len(scu):
         return found
-    bench = Bench(study.aligned, y, Replacement(data.moments), seed, keep)
+    bench = Bench(study.aligned, y, Replacement(data.moments), seed, keep, ahead)
     return replace(
         found,
         doses=dose_response(bench, ranking(scores_of(table), Role.SCU), config.doses),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
 from ssah_lens.results import Results
-from ssah_lens.study.engine import Cluster, Engine, Here, Home, OnRay, check_engine, cluster
+from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
 from ssah_lens.study.record import RunFolder, environment, write_results
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
 ALIGNED = "aligned"
 """Folder of the model that the study aligned itself."""
-ON_ENGINE = {"units", "ablate", "freeze"}
-"""Stages that give tasks to the engine."""
+ON_ENGINE = {"ablate", "freeze"}
+"""Stages that say ahead which parts they want."""
 REFUSES = 0.5
 """A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
@@ -237,16 +237,15 @@ class Study:
             raise self.folder.lost(ALIGNED, "align")
         return str(folder)
 
-    @cached_property
-    def engine(self) -> Engine:
-        """Where tasks on the aligned model run."""
+    def ahead(self, stage: str) -> Ahead:
+        """Makes parts of a stage ahead, with the aligned model on the cluster; without one, nothing is."""
         import torch
 
         if self.cluster is None:
-            return Here(self.aligned)
+            return nothing_ahead
         where = str((self.folder.path / ALIGNED).resolve()) if self._made else self.config.model
         home = Home(where, self.aligned.name, self.config.device, self.config.dtype, torch.get_num_threads())
-        return OnRay(self.cluster, home)
+        return OnRay(self.cluster, home, self.folder.parts(stage))
 
     @cached_property
     def unaligned(self) -> ChatModel | None:
@@ -439,8 +438,8 @@ class Study:
             before,
             self.config.freeze,
             self.config.seed,
-            self.engine,
             self.folder.parts("freeze"),
+            self.ahead("freeze"),
         )
 
     def report(self) -> None:

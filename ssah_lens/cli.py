@@ -157,10 +157,14 @@ def study(
     seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local (this process), or ray: an extra")] = "local",
+    address: Annotated[
+        Optional[str], typer.Option("--address", help="of a running Ray cluster; one is started here when not given")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole study: align, refusal, direction (not in the quick profile), units, ablate, freeze, report."""
+    """The whole study; the quick profile leaves out the longer stages (`--stages` runs them all the same)."""
     from ssah_lens.config import study_config
 
     shell = Shell(json_, quiet)
@@ -173,7 +177,7 @@ def study(
     def work():
         from ssah_lens.study.runner import run_study
 
-        return run_study(resolved, out, chosen, shell.note)
+        return run_study(resolved, out, chosen, shell.note, engine, address)
 
     results = run(shell, work)
     report_file = out / "report.html"
@@ -299,6 +303,7 @@ def units(
         Optional[str], typer.Option("--layers", help="A-B: only these layers' units become SCU, UCU or RU")
     ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=8, help="calibration prompts on each side")] = None,
+    steps: Annotated[Optional[int], typer.Option("--steps", min=1, help="of a score that learns (mask)")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -314,10 +319,14 @@ def units(
     known_score(score)
     span = layer_span(layers)
     files = [commands.read_limited(f, None) for f in (safety, utility)]
-    config = UnitsConfig(score=score, calibration=limit or UnitsConfig().calibration)
+    given = {"calibration": limit, "steps": steps}
+    config = UnitsConfig(score=score, **{k: v for k, v in given.items() if v})
     load = loader(shell, device, dtype)
-    minutes = "50 minutes (one that was killed resumes)" if score == "exact" else "4 minutes"
-    shell.note(f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m")
+    minutes = "50 minutes" if score == "exact" else "4 minutes"
+    shell.note(
+        f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m, twenty times that for a "
+        "model of 1.5 billion; a run that was killed resumes"
+    )
 
     def work():
         aligned = load(model)
@@ -343,7 +352,7 @@ def ablate(
     harmful: Annotated[Path, typer.Option("--harmful", help=PROMPTS)],
     harmless: Annotated[Path, typer.Option("--harmless", help=PROMPTS)],
     roles: Roles = "SCU",
-    mode: Annotated[str, typer.Option("--mode", help="mean, zero")] = "mean",
+    mode: Annotated[str, typer.Option("--mode", help="mean, zero, resample")] = "mean",
     controls: Annotated[int, typer.Option("--controls", min=1, help="matched random sets to generate with")] = 3,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")

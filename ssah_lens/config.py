@@ -13,6 +13,9 @@ from ssah_lens.errors import BadInput
 Profile = Literal["quick", "standard", "full"]
 
 
+Mode = Literal["mean", "zero", "resample"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,6 +93,22 @@ class AblateConfig(_Section):
     controls: int = Field(3, ge=1, description="matched random sets that are generated and judged, per role")
     other_controls: int = Field(1, ge=1, description="the same for roles other than SCU")
     score_controls: int = Field(10, ge=1, description="matched random sets measured by refusal score only")
+    modes: tuple[Mode, ...] = Field(("mean", "zero"), min_length=1, description="the first one gets the controls")
+    doses: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((), description="shares of each kind's units")
+    harmful: tuple[str, ...] = Field((), description="more harmful sets: files, shipped names, hub ids")
+
+
+class ScoresConfig(_Section):
+    """The comparison of all scores, on validation prompts."""
+
+    exact_units: int | None = Field(2000, ge=8, description="units of the exact effect that scores are compared with")
+    exact_prompts: int = Field(12, ge=1, description="prompts of each side that it is measured on")
+
+
+class StabilityConfig(_Section):
+    """The score again on other calibration data."""
+
+    reruns: int = Field(4, ge=1, description="bootstrap samples of the calibration prompts")
 
 
 class FreezeConfig(_Section):
@@ -141,6 +160,8 @@ class StudyConfig(_Section):
     measure: MeasureConfig = MeasureConfig()
     direction: DirectionConfig = DirectionConfig()
     units: UnitsConfig = UnitsConfig()
+    scores: ScoresConfig = ScoresConfig()
+    stability: StabilityConfig = StabilityConfig()
     ablate: AblateConfig = AblateConfig()
     freeze: FreezeConfig = FreezeConfig()
     tuning: TuningConfig = TuningConfig()
@@ -148,6 +169,11 @@ class StudyConfig(_Section):
 
 
 EVERYTHING = dict.fromkeys(("harmful", "ordinary", "twins", "choices", "prose"), "all")
+GRID = {
+    "modes": ("mean", "zero", "resample"),
+    "doses": (0.001, 0.003, 0.01, 0.03, 0.1, 0.2),
+    "harmful": ("borderline_unsafe",),
+}
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
@@ -170,7 +196,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "chain": 48,
         },
         "units": {"calibration": 128, "validation": 72, "steps": 60},
-        "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20},
+        "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20, **GRID},
         "freeze": {"seeds": 3},
         "tuning": {"data": ("ordinary", "terse"), "seeds": 3},
         "budget": {"seeds": 3},
@@ -196,7 +222,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "chain": "all",
         },
         "units": {"calibration": 180, "validation": 72, "steps": 100},
-        "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40},
+        "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40, **GRID},
         "freeze": {"seeds": 5, "steps": 72},
         "tuning": {
             "data": ("ordinary", "terse", "identity-shift"),
@@ -209,6 +235,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "steps": 48,
         },
         "budget": {"seeds": 3},
+        "stability": {"reruns": 10},
     },
 }
 

@@ -41,6 +41,7 @@ class Utility:
         choices: multiple-choice accuracy; None where it was not measured.
         prose_perplexity: on prose without a chat template; None where it was not measured.
         kl: KL(undamaged || this) at the decision position of harmless prompts, nats; None for the undamaged model.
+        choices_by_task: the accuracy of each sub-test; None where multiple choice was not measured.
     """
 
     answer_perplexity: Estimate
@@ -48,6 +49,7 @@ class Utility:
     choices: Estimate | None = None
     prose_perplexity: Estimate | None = None
     kl: Estimate | None = None
+    choices_by_task: dict[str, Estimate] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Ablation:
 
     Attributes:
         role: which role, or the role whose random twin this is.
-        mode: 'mean' or 'zero'.
+        mode: 'mean', 'zero' or 'resample'.
         control: None for the role itself, else the seed of the matched random set.
         overlap: share of a control's units that lie in the role (0 where a disjoint twin fits).
         behaviour: what the damaged model does.
@@ -199,6 +201,55 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class DosePoint:
+    """The top units of the SCU ranking, as many as `share` says, mean-ablated on the test split.
+
+    Attributes:
+        share: of each kind's units.
+        size: the same by count and by parameters.
+        behaviour: without them.
+        refused: whether each harmful prompt was refused without them.
+        controls: behaviour without each of some matched random sets.
+        score_controls: mean refusal score without each of more of them.
+    """
+
+    share: float
+    size: RoleShare
+    behaviour: Behaviour
+    refused: tuple[bool, ...]
+    controls: tuple[Behaviour, ...]
+    score_controls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HarmfulGroup:
+    """Part of the harmful test prompts: share refused by the undamaged model, without the SCU, without a random twin.
+
+    Attributes:
+        by: 'phrasing' or 'category'.
+        name: which.
+        baseline, ablated: by the undamaged model, and without the SCU (mean ablation).
+        control: without the first matched random set.
+    """
+
+    by: str
+    name: str
+    baseline: Estimate
+    ablated: Estimate
+    control: Estimate
+
+
+@dataclass(frozen=True)
+class HarmfulSet:
+    """Another set of harmful prompts, under the same three conditions."""
+
+    name: str
+    baseline: Outcomes
+    ablated: Outcomes
+    control: Outcomes
+
+
+@dataclass(frozen=True)
 class AblateResult:
     """Stage `ablate`.
 
@@ -208,6 +259,9 @@ class AblateResult:
         conditions: roles and their generated controls.
         score_controls: mean refusal score under each of many matched random sets, per role (mean ablation).
         shares: size of each role.
+        doses: rising shares of the units that rank highest as SCU; empty where not asked for.
+        groups: the harmful prompts by phrasing and by category.
+        sets: other sets of harmful prompts.
     """
 
     baseline: Behaviour
@@ -215,6 +269,9 @@ class AblateResult:
     conditions: tuple[Ablation, ...]
     score_controls: dict[str, list[float]]
     shares: dict[str, RoleShare]
+    doses: tuple[DosePoint, ...] = ()
+    groups: tuple[HarmfulGroup, ...] = ()
+    sets: tuple[HarmfulSet, ...] = ()
 
     def find(self, role: str, mode: str = "mean") -> Ablation:
         """The role itself ablated in this mode."""
@@ -223,6 +280,76 @@ class AblateResult:
     def controls(self, role: str, mode: str = "mean") -> list[Ablation]:
         """Its generated random twins."""
         return [c for c in self.conditions if c.role == role and c.mode == mode and c.control is not None]
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """The unaligned model with some units' activations taken from the aligned one, at every step.
+
+    Attributes:
+        name: which units.
+        n: how many.
+        harmful, harmless: outcomes on test prompts.
+        refusal_score: mean log-odds of opening with a refusal, harmful prompts.
+    """
+
+    name: str
+    n: int
+    harmful: Outcomes
+    harmless: Outcomes
+    refusal_score: Estimate
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What is left of the choice when only the highest-ranked units are kept, and all others are mean-ablated.
+
+    Attributes:
+        name: the ranking.
+        shares: of each kind's units that are kept, rising.
+        values: the metric above its value without any unit, as a share of the whole model's.
+        area: under the curve over the share (MIB's CPR); a perfect ranking of few units comes near 1.
+        distance: area between the curve and 1 (MIB's CMD); 0 is best.
+        whole, none: the metric with all units and without any: mean refusal score of harmful prompts less that of
+            harmless ones, in nats.
+    """
+
+    name: str
+    shares: tuple[float, ...]
+    values: tuple[float, ...]
+    area: float
+    distance: float
+    whole: float
+    none: float
+
+
+@dataclass(frozen=True)
+class SufficiencyResult:
+    """Stage `sufficiency`. `transplants` is empty where there is no unaligned counterpart."""
+
+    transplants: tuple[Transplant, ...]
+    faithfulness: tuple[Faithfulness, ...]
+
+
+@dataclass(frozen=True)
+class StabilityResult:
+    """Stage `stability`: the roles beside those of other calibration data, cut at the same sizes.
+
+    Attributes:
+        score: which score.
+        reruns: bootstrap samples of the calibration prompts.
+        confidence: role -> mean share of the bootstrap reruns in which its units keep it.
+        sure: a unit that keeps its role in this share of reruns counts in `sure_share`.
+        sure_share: role -> share of its units that do.
+        compared: name of the other calibration data -> where the units of each role went.
+    """
+
+    score: str
+    reruns: int
+    confidence: dict[str, float]
+    sure: float
+    sure_share: dict[str, float]
+    compared: dict[str, RoleMoves]
 
 
 @dataclass(frozen=True)
@@ -432,6 +559,10 @@ class Results:
     direction: DirectionResult | None = None
     not_run: dict[str, str] = field(default_factory=dict)
     """Hypotheses that the profile leaves out -> the command that tests them (DIR: the run folder)."""
+    scores: ScoreComparison | None = None
+    stability: StabilityResult | None = None
+    sufficiency: SufficiencyResult | None = None
+    contexts: ContextsResult | None = None
 
 
 # ---- stage `direction`
@@ -836,6 +967,13 @@ class UnitContext:
     neighbours: tuple[tuple[str, int, int, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class ContextsResult:
+    """Stage `contexts`: what the SCU that rank highest respond to and write, highest first."""
+
+    units: tuple[UnitContext, ...]
+
+
 # ---- which score is best
 
 
@@ -905,6 +1043,7 @@ class ScoreComparison:
         exact_prompts: prompts of each side that it was measured on.
         exact_seconds: time that it took.
         scores: one line each.
+        shared: score -> score -> share of the first one's top 1% by I_S - I_U that are in the second one's.
     """
 
     model: str
@@ -914,6 +1053,7 @@ class ScoreComparison:
     exact_prompts: int
     exact_seconds: float
     scores: tuple[ComparedScore, ...]
+    shared: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def best(self) -> str:

@@ -203,6 +203,8 @@ class UnitTable:
         utility: I_U per kind, [layer, unit].
         roles: one set per role; they are disjoint and cover all units.
         provenance: score, model, seed, prompts, thresholds: whatever repeats the table.
+        confidence: share of bootstrap samples of the calibration prompts in which each unit keeps its role; None where
+            that was not measured.
     """
 
     grid: UnitGrid
@@ -210,6 +212,7 @@ class UnitTable:
     utility: Mapping[Kind, Float[np.ndarray, "layer unit"]]
     roles: Mapping[Role, UnitSet]
     provenance: dict = field(default_factory=dict)
+    confidence: Mapping[Kind, Float[np.ndarray, "layer unit"]] | None = None
 
     def units(self, roles: Iterable[Role]) -> UnitSet:
         """The union of the named roles."""
@@ -219,7 +222,7 @@ class UnitTable:
         return out
 
     def frame(self) -> pd.DataFrame:
-        """One row per unit: kind, layer, index, I_S, I_U, role."""
+        """One row per unit: kind, layer, index, I_S, I_U, role and, where it was measured, confidence."""
         import pandas as pd
 
         parts = []
@@ -228,18 +231,17 @@ class UnitTable:
             role = np.full(layer.size, "", dtype=object)
             for name, units in self.roles.items():
                 role[units.masks[kind].ravel()] = str(name)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "kind": str(kind),
-                        "layer": layer.astype(np.int32),
-                        "index": index.astype(np.int32),
-                        "I_S": self.safety[kind].ravel(),
-                        "I_U": self.utility[kind].ravel(),
-                        "role": role,
-                    }
-                )
-            )
+            columns = {
+                "kind": str(kind),
+                "layer": layer.astype(np.int32),
+                "index": index.astype(np.int32),
+                "I_S": self.safety[kind].ravel(),
+                "I_U": self.utility[kind].ravel(),
+                "role": role,
+            }
+            if self.confidence is not None:
+                columns["confidence"] = self.confidence[kind].ravel()
+            parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
     def save(self, path: Path) -> None:
@@ -283,7 +285,9 @@ class UnitTable:
             role = {k: _grid_column(own, k, columns[k], "role", object) for k in Kind}
             if not all(np.isin(r.astype(str), list(Role)).all() for r in role.values()):
                 raise ValueError("a unit without a role")
-            provenance = meta["provenance"]
+            provenance, sure = meta["provenance"], None
+            if "confidence" in frame:
+                sure = {k: _grid_column(own, k, columns[k], "confidence", np.float64) for k in Kind}
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as e:
             raise BadInput(
                 f"'{path}' is not a whole units file ({type(e).__name__}); "
@@ -295,7 +299,7 @@ class UnitTable:
                 f"this one has {grid.n_layers} of {grid.d_mlp} and {grid.n_heads}; make a units file for this model"
             )
         roles = {r: UnitSet(own, {k: role[k] == str(r) for k in Kind}) for r in Role}
-        return cls(own, safety, utility, roles, provenance)
+        return cls(own, safety, utility, roles, provenance, sure)
 
 
 def _grid_column(grid: UnitGrid, kind: Kind, frame: pd.DataFrame, column: str, dtype) -> np.ndarray:

@@ -1,4 +1,4 @@
 """What we do to a model while it runs."""
 
-MODES = ("mean", "zero")
+MODES = ("mean", "zero", "resample")
 """What an ablated unit is replaced by."""

@@ -18,6 +18,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene import MODES
 from ssah_lens.intervene.moments import Moments
+from ssah_lens.intervene.resample import Bank
 from ssah_lens.units import Kind, UnitSet
 
 
@@ -33,9 +34,11 @@ def fills(model: ChatModel, moments: Moments | None, mode: str) -> dict[Kind, Fl
     Args:
         model: the model to be edited.
         moments: activation statistics of the same model; needed for 'mean', not read for 'zero'.
-        mode: 'mean' or 'zero'.
+        mode: 'mean' or 'zero'; what 'resample' puts there is no constant.
     """
     check_mode(mode)
+    if mode == "resample":
+        raise BadInput("resample ablation has no fixed fill: use `ablated` with a bank")
     if mode == "zero":
         grid, d_head = model.grid, model.anatomy.d_head
         width = {Kind.MLP: grid.d_mlp, Kind.HEAD: grid.n_heads * d_head}
@@ -68,23 +71,34 @@ def gated(
 
 
 @contextmanager
-def ablated(model: ChatModel, units: UnitSet, mode: str = "mean", moments: Moments | None = None) -> Iterator[None]:
+def ablated(
+    model: ChatModel,
+    units: UnitSet,
+    mode: str = "mean",
+    moments: Moments | None = None,
+    bank: Bank | None = None,
+) -> Iterator[None]:
     """Runs the model without these units, at every position and every generation step.
 
     Args:
         model: run it inside through `logits` and `generate`.
         units: what to ablate.
-        mode: 'mean' (the mean of the position class, our default) or 'zero'.
+        mode: 'mean' (the mean of the position class, our default), 'zero' or 'resample' (what the units are on a token
+            of another prompt, of the same position class).
         moments: the means, for 'mean'.
+        bank: the other prompts' activations, for 'resample'.
     """
     if units.grid != model.grid:
         raise BadInput("these units belong to a model of another shape")
-    fill = fills(model, moments, mode)
+    if mode == "resample" and bank is None:
+        raise BadInput("resample ablation needs a bank of activations; collect one, or use mode 'mean'")
+    fill = None if mode == "resample" else fills(model, moments, mode)
     hooks = []
     for kind, mask in units.masks.items():
         for layer in map(int, mask.any(1).nonzero()[0]):
             chosen = torch.as_tensor(mask[layer].nonzero()[0], device=model.device)
-            hooks.append((kind.hook(layer), _ablate_hook(model, kind, chosen, fill[kind][layer])))
+            put = bank.hook(model, kind, layer, chosen) if fill is None else None
+            hooks.append((kind.hook(layer), put or _ablate_hook(model, kind, chosen, fill[kind][layer])))
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
 

@@ -17,7 +17,7 @@ _WHERE = {
 }
 """Score -> its file and function there."""
 NAMES = tuple(_WHERE)
-NEED_TOKENS = ("attribution", "attribution-ig", "exact")
+NEED_TOKENS = ("attribution", "attribution-ig", "exact", "mask")
 """Scores that read the refusal score, and so need the tokens that open refusals."""
 
 

@@ -6,9 +6,12 @@ prompts (I_S) and to answering harmless ones (I_U). Target answers are data hand
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -105,6 +108,11 @@ class Scores:
 
 
 Score = Callable[[ChatModel, Calibration], Scores]
+
+
+def digest(settings: Any, *rows: list[Row]) -> str:
+    """Twelve hex digits of settings (as JSON) and data: names the file of a score that can be resumed."""
+    return hashlib.sha256(json.dumps([settings, *([r.ids for r in part] for part in rows)]).encode()).hexdigest()[:12]
 
 
 def nothing(model: ChatModel) -> PerUnit:

@@ -8,8 +8,6 @@ and single effects do not add up (Hydra effect, McGrath et al. 2023, arXiv 2307.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from ssah_lens.intervene.metric import Metric, divergence
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
 from ssah_lens.measure.utility import row_log_probs
-from ssah_lens.score.base import Calibration, Measured, PerUnit, Scores, nothing
+from ssah_lens.score.base import Calibration, Measured, PerUnit, Scores, digest, nothing
 from ssah_lens.units import Kind
 
 HEADS = 0.25
@@ -89,7 +87,6 @@ def _file(store: Path | None, what: str, data: Calibration) -> Path | None:
     """The name carries a digest of all that the means and the metric come from: other data never resume here."""
     if store is None:
         return None
-    source = [data.refusal_tokens, data.seed, *([r.ids for r in rows] for rows in (data.safety, data.utility))]
-    settings = [data.measured.units, data.measured.prompts, data.measured.last, str(data.measured.layers)]
-    digest = hashlib.sha256(json.dumps([source, settings]).encode()).hexdigest()[:12]
-    return store / f"{what}-{digest}.npy"
+    m = data.measured
+    settings = [data.refusal_tokens, data.seed, m.units, m.prompts, m.last, str(m.layers)]
+    return store / f"{what}-{digest(settings, data.safety, data.utility)}.npy"

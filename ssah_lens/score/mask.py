@@ -3,13 +3,18 @@
 x' = g x + (1 - g) mean, g = sigmoid(logit). The gate learns to give the fulfilling answer to harmful prompts and the
 same answer as before to harmless ones, and pays for every closed gate (Louizos et al. 2018, arXiv 1712.01312; De Cao
 et al. 2020, arXiv 2004.14992; Cao et al. 2021, arXiv 2104.03514; ours is the deterministic gate, without their noise).
-I_S is how far the gate closes. I_U is the same gate learnt with the goals swapped: lose the answers to harmless
-prompts, keep the refusals. Chosen by optimisation, so held-out prompts and matched controls matter all the more.
+Where the tokens that open refusals are known, the log-odds of opening with one count as well: the choice is made there,
+and the loss of a whole answer hardly sees it. I_S is how far the gate closes. I_U is the same gate learnt with the
+goals swapped: lose the answers to harmless prompts, keep the refusals. Chosen by optimisation, so held-out prompts and
+matched controls matter all the more.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +27,10 @@ from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.hooks import fills, gated
+from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.progress import progress
-from ssah_lens.score.base import Calibration, PerUnit, Scores
+from ssah_lens.score.base import Calibration, PerUnit, Scores, digest
 from ssah_lens.units import Kind
 
 OPEN = 4.0
@@ -37,21 +43,51 @@ PRICE = 40.0
 """Weight of the mean closed gate."""
 LOST = 2.0
 """Nats per token by which an answer's loss must rise to count as lost."""
+FULFIL = 0.5
+"""Weight of the fulfilling answer where the log-odds of refusing count as well."""
 BATCH = 6
 """Prompts of each side per step."""
+KEPT_EVERY = 60.0
+"""Seconds of learning after which the gate is kept, so that a killed run resumes there."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a gated model says of one batch.
+
+    Attributes:
+        change: nats per response token of the prompts whose answer must change.
+        keep: the same of those whose answer must stay.
+        opening: logits at the decision position of the former.
+    """
+
+    change: Float[Tensor, ""]
+    keep: Float[Tensor, ""]
+    opening: Float[Tensor, "prompt vocab"]
 
 
 def mask(model: ChatModel, data: Calibration) -> Scores:
     """Learns the two gates and scores every unit by how far its gate has moved towards closed, in logits.
+
+    With `data.measured.store` each gate is kept there while it is learnt, and a killed run resumes.
 
     Raises:
         BadInput: the model refuses too little to have safety data.
     """
     if not data.safety:
         raise BadInput(f"'{model.name}' hardly refuses anything, so there is no refusal to lose; align it, or use wifv")
-    safety = _learn(model, data, data.fulfilling, data.utility, lambda nll: nll, "gate: refusals")
+
+    def fulfil(seen: _Seen) -> Tensor:
+        if not data.refusal_tokens:
+            return seen.change
+        # -log of the probability of not opening with a refusal
+        odds = torch.nn.functional.softplus(log_odds(seen.opening.float(), data.refusal_tokens)).mean()
+        return FULFIL * seen.change + odds
+
+    safety = _learn(model, data, data.fulfilling, data.utility, fulfil, "refusals")
     base = _mean_nll(model, data.utility[: 2 * BATCH])
-    utility = _learn(model, data, data.utility, data.safety, lambda nll: torch.relu(base + LOST - nll), "gate: answers")
+    answers = lambda seen: torch.relu(base + LOST - seen.change)
+    utility = _learn(model, data, data.utility, data.safety, answers, "answers")
     return Scores(safety, utility, signed=True)
 
 
@@ -60,39 +96,99 @@ def _learn(
     data: Calibration,
     change: list[Row],
     keep: list[Row],
-    goal: Callable[[Tensor], Tensor],
+    goal: Callable[[_Seen], Tensor],
     what: str,
 ) -> PerUnit:
-    """Closes gates until `goal(nll of change)` is small while the nll of `keep` stays; OPEN minus the final logits."""
-    logits = {
-        k: torch.full((model.grid.n_layers, model.grid.width(k)), OPEN, device=model.device, requires_grad=True)
-        for k in Kind
-    }
-    optimizer = torch.optim.Adam(logits.values(), lr=LR)
+    """Closes gates until `goal` is small while the nll of `keep` stays; OPEN minus the final logits."""
+    gate = _Gate.start(model, _file(data, change, keep, what))
     fill = fills(model, data.moments, "mean")
-    rng = np.random.default_rng(data.seed)
     n_units = model.grid.n_units
+    kept = time.perf_counter()
     with gradients_of(model):
-        for _ in progress(range(data.steps), what):
-            gates = {k: torch.sigmoid(v) for k, v in logits.items()}
+        for step in progress(range(gate.steps, data.steps), f"gate: {what}"):
+            gates = {k: torch.sigmoid(v) for k, v in gate.logits.items()}
             closed = sum((1 - g).sum() for g in gates.values()) / n_units
+            rng = np.random.default_rng([data.seed, step])  # a resumed run draws what an unbroken one would have
             rows = [*_draw(change, rng), *_draw(keep, rng)]
             with gated(model, gates, fill):
-                losing, staying = _nll(model, rows, min(BATCH, len(change)))
-            losing = goal(losing)
-            loss = losing + KEEP * staying + PRICE * closed
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in logits.items()}
+                seen = _see(model, rows, min(BATCH, len(change)))
+            gate.descend(goal(seen) + KEEP * seen.keep + PRICE * closed)
+            if time.perf_counter() - kept > KEPT_EVERY:
+                gate.save()
+                kept = time.perf_counter()
+    gate.save()
+    return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in gate.logits.items()}
+
+
+class _Gate:
+    """Gate logits, their optimizer, and the file that they are kept in (None for none)."""
+
+    def __init__(self, logits: dict[Kind, Float[Tensor, "layer unit"]], file: Path | None) -> None:
+        self.logits, self.file, self.steps = logits, file, 0
+        self.optimizer = torch.optim.Adam(logits.values(), lr=LR)
+
+    @classmethod
+    def start(cls, model: ChatModel, file: Path | None) -> _Gate:
+        """Open gates, or those that a killed run has left."""
+        make = lambda k: torch.full((model.grid.n_layers, model.grid.width(k)), OPEN, device=model.device)
+        gate = cls({k: make(k).requires_grad_() for k in Kind}, file)
+        if file is not None and file.is_file():
+            gate._load()
+        return gate
+
+    def descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def save(self) -> None:
+        """Through a temporary name."""
+        if self.file is None:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {f"{k}.logits": v.detach() for k, v in self.logits.items()}
+        for kind, v in self.logits.items():
+            tensors |= {f"{kind}.{name}": t for name, t in self.optimizer.state[v].items()}
+        partial = self.file.with_name(self.file.name + ".partial")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, {"steps": str(self.steps)})
+            partial.replace(self.file)
+        except OSError as e:
+            raise BadInput(f"cannot write '{self.file}': {e.strerror or e}; choose another --out") from e
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, framework="pt") as f:
+                self.steps = int(f.metadata()["steps"])
+                for kind, v in self.logits.items():
+                    v.data.copy_(f.get_tensor(f"{kind}.logits"))
+                    moments = {n: f.get_tensor(f"{kind}.{n}").to(v.device) for n in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[v] = {"step": f.get_tensor(f"{kind}.step"), **moments}
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise BadInput(f"'{self.file}' is damaged; delete it to learn the gate anew") from e
+
+
+def _file(data: Calibration, change: list[Row], keep: list[Row], what: str) -> Path | None:
+    """The name carries a digest of data and settings: another run's gate is never taken up."""
+    if data.measured.store is None:
+        return None
+    settings = [data.seed, data.steps, data.refusal_tokens, OPEN, LR, KEEP, PRICE, LOST, BATCH, FULFIL]
+    return data.measured.store / f"mask-{what}-{digest(settings, change, keep)}.safetensors"
 
 
 def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
     return [rows[i] for i in rng.choice(len(rows), min(BATCH, len(rows)), replace=False)]
 
 
-def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean nats per response token of the first n rows and of the others, in one forward pass."""
+def _see(model: ChatModel, rows: list[Row], n: int) -> _Seen:
+    """One forward pass; the first n rows are those that must change."""
     batch = model.pad(rows, share_prefix=True)
     # In bfloat16 the mask's float32 minimum rounds to -inf, and a padding token that sees nothing would be NaN.
     finite = [
@@ -101,11 +197,15 @@ def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], 
     ]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device))
     with autocast, model.bridge.hooks(fwd_hooks=finite):
-        nll = response_nll(model.response_logits(batch), batch)
-    first = batch.response_rows < n
-    return nll[first].mean(), nll[~first].mean()
+        logits = model.response_logits(batch)
+    nll = response_nll(logits, batch)
+    row = batch.response_rows
+    change = row < n
+    opens = torch.ones_like(change)
+    opens[1:] = row[1:] != row[:-1]
+    return _Seen(nll[change].mean(), nll[~change].mean(), logits[change & opens])
 
 
 @torch.no_grad()
 def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
-    return float(_nll(model, rows, len(rows))[0])
+    return float(_see(model, rows, len(rows)).change)

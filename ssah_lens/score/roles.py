@@ -12,7 +12,7 @@ import numpy as np
 
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import PerUnit, Scores
-from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, top_units
+from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, UnitTable, top_units
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ def ranking(scores: Scores, role: Role) -> PerUnit:
         return values
     eligible = np.isin(np.arange(len(values[Kind.MLP])), scores.layers)[:, None]
     return {k: np.where(eligible, v, -np.inf) for k, v in values.items()}
+
+
+def scores_of(table: UnitTable) -> Scores:
+    """The scores behind a units file, with the layers that could be ranked."""
+    layers = table.provenance.get("layers")
+    signed = bool(table.provenance.get("signed", True))
+    return Scores(table.safety, table.utility, signed, range(*layers) if layers else None)
 
 
 def assign(grid: UnitGrid, scores: Scores, sizes: Sizes) -> dict[Role, UnitSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 from ssah_lens.errors import BadInput
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Writes through a hidden temporary name beside it; folders on the way are made.
+def write_whole(path: Path, write: Callable[[Path], object], advice: str = "choose another place") -> Path:
+    """Writes through a hidden temporary name beside it, to the disk itself; folders on the way are made.
 
     Args:
         path: where the file goes.
         write: writes to the path that it is given.
+        advice: what the user may do when that fails.
 
     Raises:
         BadInput: the place cannot be written.
@@ -23,9 +25,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        with partial.open("rb+") as f:  # a rename may outlive a power cut that the contents do not
+            os.fsync(f.fileno())
         partial.replace(path)
     except OSError as e:
-        raise BadInput(f"'{path}' cannot be written: {e.strerror}; choose another place") from e
+        raise BadInput(f"'{path}' cannot be written: {e.strerror or e}; {advice}") from e
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

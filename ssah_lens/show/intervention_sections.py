@@ -7,6 +7,7 @@ import numpy as np
 from ssah_lens.results import AblateResult, Ablation, Arm, Behaviour, FreezeResult
 from ssah_lens.show import words
 from ssah_lens.show.figures import ARM_NAMES
+from ssah_lens.show.proof_sections import grid_tables
 from ssah_lens.show.reference import CAUTION, PAPER_ABLATION, PAPER_FREEZING
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.text import cell, count, number, percent
@@ -30,6 +31,11 @@ def ablate(r: AblateResult) -> Section:
     figures = {"roles_ablated": "Points with intervals, share of harmful prompts refused: "
                + "; ".join(f"{row[0]} {row[1]}" for row in rows) + ". Below: incoherence and utility."}  # fmt: skip
     figures |= {f"score_controls_{name.lower()}": words.score_controls(r, name) for name in words.scored_roles(r)}
+    if r.doses:
+        told = "; ".join(f"{d.size.units:.1%} {number(d.behaviour.harmful.refused.value)}" for d in r.doses)
+        figures["dose_response"] = (
+            f"Lines: share of harmful prompts refused against the share of units ablated: {told}."
+        )
     main = _main(r)
     shown = {"undamaged": r.baseline} | ({f"without {main.role}": main.behaviour} if main else {})
     return Section(
@@ -40,7 +46,11 @@ def ablate(r: AblateResult) -> Section:
         words.ablate(r),
         "Random sets with the same number of units in every layer and kind, ablated the same way. Intervals are over "
         "prompts; how far random sets differ among themselves shows in their rows and in the refusal scores of many.",
-        (Table("Test prompts (shares of prompts or items; perplexity; log-odds)", columns, tuple(rows)), *scores),
+        (
+            Table("Test prompts (shares of prompts or items; perplexity; log-odds)", columns, tuple(rows)),
+            *scores,
+            *grid_tables(r),
+        ),
         _ablation_reference(r),
         CAUTION,
         examples(shown),

@@ -14,6 +14,8 @@ PAPER_ABLATION = (
     ("Mistral-7B-Instruct-v0.2", "RU", "13.4%", "14.5 → 13.0", "-2.1"),
 )
 """Model, role, share of units, attack success (percent) before and after ablation, change of task accuracy (points)."""
+PAPER_SCU = ((0.013, 0.34), (0.014, 0.135), (0.02, 0.375))
+"""SCU as a share of units, and the share of harmful prompts that do not succeed without them (100 - attack success)."""
 PAPER_FREEZING = (
     ("Llama-2-7B-chat on Alpaca", "nothing frozen", "0.19 → 5.3"),
     ("Llama-2-7B-chat on Alpaca", "SCU and top 6% CU frozen", "0.19 → 2.96"),

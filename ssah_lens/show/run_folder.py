@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
-from ssah_lens.show import figures, tuning_figures, words
+from ssah_lens.show import figures, proof_figures, tuning_figures, words
 from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
 from ssah_lens.show.report import write_report
@@ -33,12 +33,23 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         if results.units.sizes:
             out["size_choice"] = figures.size_choice(results.units)
         out["units_by_layer"] = figures.units_by_layer(results.units)
+    if results.scores is not None:
+        out["scores_compared"] = proof_figures.scores_compared(results.scores)
     if units is not None:
         out["score_scatter"] = figures.score_scatter(units)
+        out["units_by_kind"] = proof_figures.units_by_kind(units)
+    if results.stability is not None:
+        out["stability"] = proof_figures.stability(results.stability)
     if results.ablate is not None:
         out["roles_ablated"] = figures.roles_ablated(results.ablate)
         for role in words.scored_roles(results.ablate):
             out[f"score_controls_{role.lower()}"] = figures.score_controls(results.ablate, role)
+        if results.ablate.doses:
+            out["dose_response"] = proof_figures.dose_response(results.ablate)
+    if results.sufficiency is not None:
+        if results.sufficiency.transplants:
+            out["transplants"] = proof_figures.transplants(results.sufficiency.transplants)
+        out["faithfulness"] = proof_figures.faithfulness(results.sufficiency.faithfulness)
     if results.freeze is not None and results.freeze.arms:
         out["freezing"] = figures.freezing(results.freeze)
         out["training_freeze"] = figures.training(_runs(results.freeze), "Training loss of the benign fine-tuning")

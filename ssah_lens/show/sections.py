@@ -6,6 +6,7 @@ from ssah_lens.results import AlignResult, Behaviour, RefusalResult, Results, Un
 from ssah_lens.show import words
 from ssah_lens.show.direction_section import direction
 from ssah_lens.show.intervention_sections import ablate, freeze
+from ssah_lens.show.proof_sections import contexts, scores, stability, sufficiency
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
 from ssah_lens.show.text import cell, number
@@ -14,8 +15,9 @@ from ssah_lens.show.tuning_sections import budget, transfer, tuning
 
 def sections(results: Results) -> list[Section]:
     """One section per stage that was run."""
-    makers = {"align": _align, "refusal": _refusal, "direction": direction, "units": _units, "ablate": ablate,
-              "freeze": freeze, "tuning": tuning, "budget": budget, "transfer": transfer}  # fmt: skip
+    makers = {"align": _align, "refusal": _refusal, "direction": direction, "scores": scores, "units": _units}
+    makers |= {"stability": stability, "contexts": contexts, "ablate": ablate, "sufficiency": sufficiency}
+    makers |= {"freeze": freeze, "tuning": tuning, "budget": budget, "transfer": transfer}
     return [make(getattr(results, stage)) for stage, make in makers.items() if getattr(results, stage) is not None]
 
 
@@ -102,6 +104,7 @@ def _units(r: UnitsResult) -> Section:
         "size_choice": "Lines: predicted refusals and answer loss against the share of units ablated, per role. "
         f"Without ablation {number(r.base_refused)} and {number(r.base_answer_loss)} nats per token. {sizes}.",
         "units_by_layer": f"Bars: units per layer and role. {words.where(r)}",
+        "units_by_kind": "Bars: share of each layer's neurons, and of its heads, that are SCU and UCU.",
         "score_scatter": "Scatter: importance for safety against importance for utility of every unit, by role: "
         + ", ".join(f"{role} {s.n:,}" for role, s in r.roles.items()) + ".",
     }  # fmt: skip

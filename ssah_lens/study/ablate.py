@@ -3,23 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AblateConfig
-from ssah_lens.intervene import MODES
 from ssah_lens.intervene.hooks import ablated
 from ssah_lens.intervene.moments import Moments
+from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
-from ssah_lens.results import AblateResult, Ablation, RoleShare
+from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.engine import Ahead, nothing_ahead
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet
 
 MAIN = Role.SCU
 """The role that the hypothesis is about: it gets all the controls, the other roles fewer."""
-
 ALIKE = 0.5
 """A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
+Measured = tuple[Behaviour, tuple[bool, ...]]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of an ablated unit.
+
+    Attributes:
+        moments: for 'mean'.
+        bank: for 'resample'.
+    """
+
+    moments: Moments | None = None
+    bank: Bank | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One set to ablate.
+
+    Attributes:
+        units: None for the undamaged model.
+        mode: what replaces them.
+        choices: whether multiple choice is asked.
+    """
+
+    units: UnitSet | None
+    mode: str = "mean"
+    choices: bool = True
+
+
+Shared = tuple[Yardstick, Replacement]
+
+
+def measured(model: ChatModel, shared: Shared, cut: Cut) -> Measured:
+    """Task: asks the whole yardstick."""
+    y, put = shared
+    if cut.units is None:
+        return behave(model, y)
+    with ablated(model, cut.units, cut.mode, put.moments, put.bank):
+        return behave(model, y, choices=cut.choices)
+
+
+def scored(model: ChatModel, shared: Shared, cut: Cut) -> float:
+    """Task: the mean refusal score, one forward pass."""
+    y, put = shared
+    with ablated(model, cut.units, cut.mode, put.moments, put.bank):
+        return float(refusal_scores(model, y.harmful, y.tokens).mean())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every ablation is measured with.
+
+    Attributes:
+        model: the undamaged model.
+        y: the yardstick, made from the same model.
+        put: what replaces units.
+        seed: of the first random twin; the others follow.
+        keep: where finished measurements are kept.
+        ahead: is told which ones will be wanted.
+    """
+
+    model: ChatModel
+    y: Yardstick
+    put: Replacement
+    seed: int
+    keep: Keep = anew
+    ahead: Ahead = nothing_ahead
+
+    def behave(self, name: str, units: UnitSet | None, mode: str = "mean", choices: bool = True) -> Measured:
+        """Asks the whole yardstick without these units; None for the undamaged model."""
+        cut = Cut(units, mode, choices)
+        return self.keep(name, Measured, lambda: measured(self.model, (self.y, self.put), cut))
+
+    def behave_ahead(self, cuts: dict[str, Cut]) -> None:
+        """Says what `behave` will be asked."""
+        self.ahead(measured, (self.y, self.put), cuts, Measured)
+
+    def twin_scores(self, name: str, units: UnitSet, mode: str, n: int) -> list[float]:
+        """Mean refusal score without each of n random twins: one forward pass each."""
+        shared = self.y, self.put
+        cuts = {f"{name}-score-{i}": Cut(units.random_twin(self.seed + i), mode) for i in range(n)}
+        self.ahead(scored, shared, cuts, float)
+        return [
+            self.keep(part, float, lambda cut=cut: scored(self.model, shared, cut))
+            for part, cut in progress(cuts.items(), f"random twins of {name}")
+        ]
 
 
 def ablate_sets(
@@ -29,7 +119,10 @@ def ablate_sets(
     y: Yardstick,
     config: AblateConfig,
     seed: int,
-    modes: Iterable[str] = MODES,
+    modes: Iterable[str] | None = None,
+    bank: Bank | None = None,
+    keep: Keep = anew,
+    ahead: Ahead = nothing_ahead,
 ) -> AblateResult:
     """Measures the undamaged model, then each set and its random twins.
 
@@ -38,13 +131,17 @@ def ablate_sets(
         sets: name (a role) -> units.
         moments: means for mean ablation; not needed when only zero is asked for.
         y: the yardstick, made from the same model.
-        config: how many controls.
+        config: how many controls, which modes.
         seed: seed of the first control; the others follow.
-        modes: ways to ablate. Controls are made for the first one.
+        modes: ways to ablate, instead of the configured ones. Controls are made for the first one.
+        bank: activations for resample ablation.
+        keep: where finished measurements are kept.
+        ahead: is told which ones will be wanted.
     """
-    modes = list(modes)
+    bench = Bench(model, y, Replacement(moments, bank), seed, keep, ahead)
+    modes = list(modes or config.modes)
     sets = {name: units for name, units in sets.items() if len(units)}
-    baseline, baseline_refused = behave(model, y)
+    baseline, baseline_refused = bench.behave("baseline", None)
     plan = []
     for name, units in sets.items():
         plan += [(name, mode, None, units) for mode in modes]
@@ -52,31 +149,27 @@ def ablate_sets(
         twins = [units.random_twin(seed + i) for i in range(config.controls if asked else config.other_controls)]
         alike = not asked and any(len(t & units) > ALIKE * len(units) for t in twins)
         plan += [] if alike else [(name, modes[0], seed + i, t) for i, t in enumerate(twins)]
+    # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
+    main = lambda name, control: control is None or name == MAIN or len(sets) == 1
+    part = lambda name, mode, control: f"{name}-{mode}" + ("" if control is None else f"-twin-{control}")
+    cuts = {part(n, m, c): Cut(units, m, main(n, c) and m == modes[0]) for n, m, c, units in plan}
+    bench.behave_ahead(cuts)
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
-        with ablated(model, units, mode, moments):
-            # Multiple choice is the dearest part of the yardstick: for the default mode, and not for all controls.
-            main = control is None or name == MAIN or len(sets) == 1
-            behaviour, refused = behave(model, y, choices=main and mode == modes[0])
+        cut = cuts[part(name, mode, control)]
+        behaviour, refused = bench.behave(part(name, mode, control), units, mode, cut.choices)
         overlap = 0.0 if control is None else len(units & sets[name]) / len(units)
         conditions.append(Ablation(name, mode, control, overlap, behaviour, refused))
-    shares = {n: RoleShare(u.share.n, u.share.units, u.share.parameters) for n, u in sets.items()}
+    scored = [n for n in sets if n == MAIN] or list(sets)
     return AblateResult(
         baseline,
         baseline_refused,
         tuple(conditions),
-        _score_controls(model, sets, moments, y, config, seed, modes[0]),
-        shares,
+        {n: bench.twin_scores(n, sets[n], modes[0], config.score_controls) for n in scored},
+        {n: role_share(u) for n, u in sets.items()},
     )
 
 
-def _score_controls(model, sets, moments, y, config, seed, mode) -> dict[str, list[float]]:
-    """Mean refusal score under many matched random sets: one forward each, for the main role (or the only set)."""
-    names = [n for n in sets if n == MAIN] or list(sets)
-    out: dict[str, list[float]] = {}
-    for name in names:
-        out[name] = []
-        for i in progress(range(config.score_controls), f"random twins of {name}"):
-            with ablated(model, sets[name].random_twin(seed + i), mode, moments):
-                out[name].append(float(refusal_scores(model, y.harmful, y.tokens).mean()))
-    return out
+def role_share(units: UnitSet) -> RoleShare:
+    """Size of a set by count and by parameters."""
+    return RoleShare(units.share.n, units.share.units, units.share.parameters)

@@ -14,6 +14,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import AlignConfig
 from ssah_lens.study.behaviour import own_answers
+from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.data import refusing_rows
 from ssah_lens.train.freeze import FrozenSlices
 from ssah_lens.train.loop import Trained, TrainSettings, train
@@ -59,12 +60,17 @@ def alignment_data(
 
 
 def align(
-    model: ChatModel, data: AlignmentData, config: AlignConfig, seed: int, frozen: FrozenSlices | None = None
+    model: ChatModel,
+    data: AlignmentData,
+    config: AlignConfig,
+    seed: int,
+    frozen: FrozenSlices | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Trains the model in place: refusals by likelihood, harmless answers by staying close to the unaligned model."""
     settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed, keep_good=0)
     anchors = Anchors(data.harmless, model.copy(), config.anchor)
-    return train(model, data.harmful, settings, frozen, "aligning", anchors)
+    return train(model, data.harmful, settings, frozen, "aligning", anchors, checkpoints=checkpoints)
 
 
 def _apologises(answer: str) -> bool:

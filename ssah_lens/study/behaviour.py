@@ -116,10 +116,12 @@ def behave(
             divergence[at[mine] - n] = utility.kl(y.reference[at[mine] - n], log_probs)
 
     harmful, ordinary, *rest = ask(model, sets, y.judge, y.max_new_tokens, at_decision=read)
+    picked = utility.choices(model, y.choices) if choices and y.choices != 0 else None
     use = Utility(
         answer_perplexity=utility.losses(model, y.answers).perplexity,
         written_perplexity=utility.losses(model, y.written).perplexity if written and y.written else None,
-        choices=utility.choices(model, y.choices).accuracy if choices and y.choices != 0 else None,
+        choices=picked.accuracy if picked else None,
+        choices_by_task=picked.by_task() if picked else None,
         prose_perplexity=utility.prose_losses(model, y.prose).perplexity if prose else None,
         kl=stats.mean(divergence),
     )

@@ -6,9 +6,6 @@ redundant units, only those of a random set of the same size in every layer and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AlignConfig, BudgetConfig
 from ssah_lens.measure import utility
@@ -18,13 +15,13 @@ from ssah_lens.score.roles import ranking
 from ssah_lens.study.align import AlignmentData, align
 from ssah_lens.study.behaviour import Yardstick, behave
 from ssah_lens.study.freeze import training_result
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.transfer import is_signed
 from ssah_lens.train.freeze import FrozenSlices, other_slices
 from ssah_lens.train.methods import weights_put_back
 from ssah_lens.units import Role, UnitSet, UnitTable, top_units
 
 ALL, REDUNDANT, RANDOM = "all", "RU only", "random only"
-Keep = Callable[[str, Any, Callable[[], Any]], Any]
 
 
 def redundant(table: UnitTable, share: float) -> UnitSet:
@@ -43,7 +40,7 @@ def compare_budgets(
     how: AlignConfig,
     config: BudgetConfig,
     seed: int,
-    keep: Keep = lambda name, kind, make: make(),
+    keep: Keep = anew,
 ) -> BudgetResult:
     """Aligns each way from the same start and measures safety and tax.
 

@@ -12,6 +12,7 @@ from ssah_lens.chat.save import check_free, save_model
 from ssah_lens.config import AblateConfig, AlignConfig, UnitsConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.hooks import check_mode
+from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure import utility
 from ssah_lens.measure.judges import judge
 from ssah_lens.measure.refusal import refusals
@@ -98,7 +99,8 @@ def run_units(
 ) -> UnitsReport:
     """Scores units and writes the units file; the user's own prompts are halved: one half scores, the other sizes.
 
-    The exact score keeps what it has measured in a folder beside the units file, and resumes there.
+    Scores that take long keep what is done in a folder beside the units file, and so do the sizes: a killed run
+    resumes there.
     """
     score(config.score)
     if config.score == "contrast":
@@ -127,7 +129,7 @@ def run_units(
         harmless_validation.sample(config.validation, seed),
         config,
         layers,
-        out.with_suffix(".exact"),
+        out.with_suffix(".parts"),
     )
     table.save(out)
     return UnitsReport(str(out), result.score, result.seconds, result.roles, result)
@@ -154,14 +156,16 @@ def run_ablate(
     train_harmful, twins = pairs("train")
     ordinary = instructions("train")
     tokens = find_refusal_tokens(model, train_harmful.sample(48, seed), ordinary.sample(48, seed), seed)
-    moments = None
-    if mode == "mean":
-        defaults = UnitsConfig()
+    moments = bank = None
+    if mode != "zero":
+        defaults = UnitsConfig(score="wifv")
         mix = harmless_mix(twins, ordinary, defaults.calibration, seed)
-        moments = calibrate(model, None, train_harmful.sample(defaults.calibration, seed), mix, defaults, seed).moments
+        data = calibrate(model, None, train_harmful.sample(defaults.calibration, seed), mix, defaults, seed)
+        moments = data.moments
+        bank = Bank.collect(model, [*data.safety, *data.utility], seed) if mode == "resample" else None
     y = yardstick(model, harmful, harmless, tokens, max_new_tokens=max_new_tokens, choices=60)
     name = "+".join(roles)
-    found = ablate_sets(model, {name: chosen}, moments, y, config, seed, [mode])
+    found = ablate_sets(model, {name: chosen}, moments, y, config, seed, [mode], bank)
     return AblateReport(
         [str(r) for r in roles],
         mode,

@@ -26,6 +26,7 @@ from ssah_lens.score import NAMES, score
 from ssah_lens.score.base import Calibration, Measured, PerUnit, Score, Scores
 from ssah_lens.score.roles import ranking
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.sizes import ANSWER_TOLERANCE
 from ssah_lens.units import Kind, Role, top_units
 
@@ -33,6 +34,8 @@ DOSES = (0.001, 0.003, 0.01)
 """Shares of each kind's units, up to the 1% that the paper's SCU are."""
 TOP = 0.01
 RANDOM = "random"
+_Line = tuple[ComparedScore, dict[str, list[int]]]
+"""A score, and the flat indices of its top units by kind."""
 
 
 def compare_scores(
@@ -42,6 +45,7 @@ def compare_scores(
     names: Sequence[str] | None = None,
     doses: Sequence[float] = DOSES,
     sample: Measured | None = None,
+    keep: Keep = anew,
 ) -> ScoreComparison:
     """Runs every score on the same calibration data and asks the same validation prompts without its top units.
 
@@ -52,6 +56,7 @@ def compare_scores(
         names: scores to compare; by default all that the data allow. A random ranking stands beside them.
         doses: shares of each kind's units to ablate, rising.
         sample: units and prompts that the exact effect is measured on; by default as `data.measured` says.
+        keep: where finished scores are kept.
 
     Raises:
         BadInput: no safety data; a score that needs what the data do not hold.
@@ -64,9 +69,10 @@ def compare_scores(
     names = _possible(data) if names is None else names
     functions = {name: score(name) for name in names}  # an unknown name is refused before any work
     exact = _Timed.run(model, data, score("exact"))
-    baseline, _ = behave(model, y, choices=False)
-    lines = []
-    for name in progress([*names, RANDOM], "comparing scores"):
+    exact_seconds = keep("exact-seconds", float, lambda: exact.seconds)  # resumed, it is only read back
+    baseline = keep("baseline", Behaviour, lambda: behave(model, y, choices=False)[0])
+
+    def line(name: str) -> _Line:
         run = exact if name == "exact" else _Timed.run(model, data, functions.get(name, _random))
         tried = tuple(_dose(model, data, y, run.scores, share) for share in doses)
         safety, utility = (
@@ -74,7 +80,11 @@ def compare_scores(
             for sides in ((exact.scores.safety, run.scores.safety), (exact.scores.utility, run.scores.utility))
         )
         lost = [at_equal_utility(*_curve(baseline, tried, what), ANSWER_TOLERANCE) for what in ("rate", "score")]
-        lines.append(ComparedScore(name, run.seconds, run.passes, safety, utility, tried, *lost))
+        top = top_units(model.grid, ranking(run.scores, Role.SCU), TOP)
+        listed = {str(k): np.flatnonzero(m).tolist() for k, m in top.masks.items()}
+        return ComparedScore(name, run.seconds, run.passes, safety, utility, tried, *lost), listed
+
+    lines = [keep(n, _Line, lambda n=n: line(n)) for n in progress([*names, RANDOM], "comparing scores")]
     m = data.measured
     return ScoreComparison(
         model.name,
@@ -82,9 +92,20 @@ def compare_scores(
         ANSWER_TOLERANCE,
         estimand(Fill("mean", data.moments), m.last),
         min(m.prompts or len(data.safety), len(data.safety)),
-        exact.seconds,
-        tuple(lines),
+        exact_seconds,
+        tuple(compared for compared, _ in lines),
+        shared_tops({compared.name: top for compared, top in lines}),
     )
+
+
+def shared_tops(tops: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, float]]:
+    """Share of one score's top units that are among another one's, over both kinds.
+
+    Args:
+        tops: score -> kind -> flat indices.
+    """
+    sets = {name: {(kind, i) for kind, chosen in top.items() for i in chosen} for name, top in tops.items()}
+    return {a: {b: len(x & y) / max(len(x), 1) for b, y in sets.items()} for a, x in sets.items()}
 
 
 def matches(exact: PerUnit, guess: PerUnit) -> dict[str, Match]:

@@ -6,6 +6,9 @@ random set of the same size in every layer and kind frozen. The attack stays in 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
@@ -15,6 +18,9 @@ from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import top_complex
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.engine import Ahead, nothing_ahead
+from ssah_lens.study.parts import Parts
+from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, owned_slices
 from ssah_lens.train.loop import Trained, TrainSettings, train
@@ -41,10 +47,11 @@ def fine_tune(
     settings: TrainSettings,
     units: UnitSet | None,
     what: str,
+    checkpoints: Checkpoints | None = None,
 ) -> Training:
     """Trains in place, with the units' parameters frozen, and measures the held-out loss afterwards."""
     frozen = FrozenSlices(owned_slices(model.anatomy, units)) if units is not None else None
-    done = train(model, rows, settings, frozen, what)
+    done = train(model, rows, settings, frozen, what, checkpoints=checkpoints)
     losses = None if loss_before is None else (loss_before, utility.losses(model, held_out).mean)
     return training_result(model, done, len(rows), losses)
 
@@ -62,6 +69,33 @@ def training_result(model: ChatModel, done: Trained, examples: int, losses: tupl
     )
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What all ways of fine-tuning share."""
+
+    rows: list[Row]
+    held_out: list[Row]
+    loss_before: float | None
+    yardstick: Yardstick
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of fine-tuning.
+
+    Attributes:
+        arm: its name in the results.
+        settings: how to train.
+        units: what is frozen; None for nothing.
+        folder: where its checkpoints are kept; None for none.
+    """
+
+    arm: str
+    settings: TrainSettings
+    units: UnitSet | None
+    folder: Path | None
+
+
 def compare_freezing(
     model: ChatModel,
     table: UnitTable,
@@ -71,6 +105,8 @@ def compare_freezing(
     before: tuple[Behaviour, tuple[bool, ...]],
     config: FreezeConfig,
     seed: int,
+    keep: Parts = Parts(),
+    ahead: Ahead = nothing_ahead,
 ) -> FreezeResult:
     """Fine-tunes each way from the same start and measures safety and loss.
 
@@ -83,16 +119,31 @@ def compare_freezing(
         before: what the model does before, from `behave`.
         config: steps, rate, share of CU, seeds.
         seed: the first seed.
+        keep: where finished ways, and checkpoints of the others, are kept.
+        ahead: is told which ways will be wanted.
     """
     rows, held = rows_of(model, data), rows_of(model, held_out)
     loss_before = utility.losses(model, held).mean if held else None
     units = frozen_set(table, [Role.SCU], config.top_cu)
-    arms = []
+    ways = {}
     for s in range(seed, seed + config.seeds):
         settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=s, keep_good=0)
-        for name, frozen in ((FULL, None), (FROZEN, units), (RANDOM, units.random_twin(s))):
-            with weights_put_back(model):
-                training = fine_tune(model, rows, held, loss_before, settings, frozen, f"fine-tuning, {name}")
-                after, refused = behave(model, y, choices=False)
-            arms.append(Arm(name, s, training, after, refused))
-    return FreezeResult(before[0], before[1], tuple(arms))
+        for arm, frozen in ((FULL, None), (FROZEN, units), (RANDOM, units.random_twin(s))):
+            name = f"{arm.replace(' + ', '-').replace(' ', '-')}-{s}"
+            ways[name] = Way(arm, settings, frozen, keep.working(name))
+    bench = Bench(rows, held, loss_before, y)
+    ahead(tuned_arm, bench, ways, Arm)
+    arms = (keep(name, Arm, lambda way=way: tuned_arm(model, bench, way)) for name, way in ways.items())
+    return FreezeResult(*before, tuple(arms))
+
+
+def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> Arm:
+    """Task: fine-tunes one way, measures, and puts the weights back."""
+    what = f"fine-tuning, {way.arm}"
+    checkpoints = Checkpoints.within(way.folder, model)
+    with weights_put_back(model):
+        training = fine_tune(
+            model, bench.rows, bench.held_out, bench.loss_before, way.settings, way.units, what, checkpoints
+        )
+        after, refused = behave(model, bench.yardstick, choices=False)
+    return Arm(way.arm, way.settings.seed, training, after, refused)

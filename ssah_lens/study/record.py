@@ -9,22 +9,22 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from ssah_lens.config import StudyConfig, to_toml
+from ssah_lens.config import StudyConfig, study_config, to_toml
 from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, Results
+from ssah_lens.show.files import write_whole
+from ssah_lens.study.parts import KEPT, Parts, read_result, write_result
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")
 _TYPES = {f.name: f.type for f in fields(Results)}
-NOT_STAGES = ("schema", "model", "profile", "scorecard")
-"""Fields of `Results` that no stage makes."""
+STAGES = tuple(name for name in _TYPES if name not in ("schema", "model", "profile", "scorecard", "not_run"))
+"""Those that leave a result."""
 
 
 class RunFolder:
@@ -45,18 +45,24 @@ class RunFolder:
             BadInput: not writable, another configuration, another schema.
         """
         folder = cls(path)
-        try:
-            (path / "stages").mkdir(parents=True, exist_ok=True)
-            text, file = to_toml(config), path / "config.toml"
-            if file.is_file() and file.read_text(encoding="utf-8") != text:
-                raise BadInput(f"'{path}' holds a run with another configuration; choose another --out, or delete it")
-            folder.write("config.toml", text)
-        except OSError as e:
-            raise BadInput(f"output folder '{path}' cannot be used: {e.strerror}; choose another --out") from e
-        record = folder.record
-        if record.get("schema", SCHEMA) != SCHEMA:
-            raise BadInput(f"'{path}' was written by schema {record['schema']}, this is {SCHEMA}; choose another --out")
+        folder._make()
+        schema = folder.record.get("schema", SCHEMA)
+        if schema != SCHEMA:
+            began = folder.record.get("versions", {}).get("ssah-lens", "another version")
+            raise BadInput(
+                f"'{path}' was written by schema {schema}, this version reads {SCHEMA}: go on with ssah-lens {began}, "
+                "which began it, or choose another --out"
+            )
+        if (path / "config.toml").is_file() and folder.config != config:
+            raise BadInput(f"'{path}' holds a run with another configuration; choose another --out, or delete it")
+        folder.write("config.toml", to_toml(config))
         return folder
+
+    def _make(self) -> None:
+        try:
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadInput(f"output folder '{self.path}' cannot be used: {e.strerror}; choose another --out") from e
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -71,80 +77,90 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One run at a time."""
+        """One run at a time; the system lets go of the lock when a run is killed. Makes the folder."""
         from filelock import FileLock, Timeout
 
+        self._make()
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as e:
             raise BadInput(f"another run is using '{self.path}'; wait for it or choose another --out") from e
+        except OSError as e:
+            raise BadInput(f"output folder '{self.path}' cannot be used: {e.strerror}; choose another --out") from e
         try:
             yield
         finally:
             lock.release()
 
+    def tidy(self) -> None:
+        """Clears away what a killed run left half-written, and the parts of stages that are whole. Needs the lock."""
+        for file in self.path.rglob("*.partial"):
+            file.unlink(missing_ok=True)
+        for folder in self.path.glob(".aligned-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.path.glob("stages/*.parts"):
+            if self.done(folder.stem):
+                self.parts(folder.stem).clear()
+
     def write(self, name: str, text: str) -> Path:
         """Writes a text file through a temporary name."""
-        file = self.path / name
-        partial = file.with_name(file.name + ".partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(file)
-        except OSError as e:
-            partial.unlink(missing_ok=True)
-            raise BadInput(f"cannot write '{file}': {e.strerror}; finished stages are kept") from e
-        return file
+        return write_whole(self.path / name, lambda partial: partial.write_text(text, encoding="utf-8"), KEPT)
 
     # ---- stages
 
     def done(self, stage: str) -> bool:
-        return (self.path / "stages" / f"{stage}.json").is_file()
+        return self._stage(stage).is_file()
+
+    def parts(self, stage: str) -> Parts:
+        """What is finished of a stage that is not."""
+        return Parts(self.path / "stages" / f"{stage}.parts")
 
     def save_stage(self, stage: str, result: Any) -> None:
         """Stores a stage's result; from now on the stage is done."""
-        text = TypeAdapter(_type(stage)).dump_json(result, indent=1).decode()
-        self.write(f"stages/{stage}.json", text)
-        shutil.rmtree(self.path / "stages" / f"{stage}.parts", ignore_errors=True)
+        write_result(self._stage(stage), result)
+        self.parts(stage).clear()
 
     def part(self, stage: str, name: str, kind: Any, make: Callable[[], Any]) -> Any:
         """A part of a long stage: read back when an interrupted run kept it, else made and kept."""
-        file, adapter = self.path / "stages" / f"{stage}.parts" / f"{name}.json", TypeAdapter(kind)
-        if file.is_file():
-            return adapter.validate_json(file.read_text(encoding="utf-8"))
-        made = make()
-        file.parent.mkdir(exist_ok=True)
-        self.write(str(file.relative_to(self.path)), adapter.dump_json(made).decode())
-        return made
+        return self.parts(stage)(name, kind, make)
 
     def load_stage(self, stage: str) -> Any:
         """A finished stage's result, or None."""
-        if not self.done(stage):
-            return None
-        file = self.path / "stages" / f"{stage}.json"
-        try:
-            return TypeAdapter(_type(stage)).validate_json(file.read_text(encoding="utf-8"))
-        except ValidationError as e:
-            raise BadInput(f"'{file}' is damaged; delete it to run the stage again") from e
+        return read_result(self._stage(stage), _type(stage)) if self.done(stage) else None
+
+    def lost(self, name: str, stage: str) -> BadInput:
+        """What to say of a file of a finished stage that is gone or no longer what it was."""
+        again = f"delete '{self._stage(stage)}' and give the same command again: the stage is then run anew"
+        return BadInput(f"'{self.path / name}' is gone or is not what this run wrote; put it back, or {again}")
+
+    def discard(self, name: str) -> None:
+        """Removes a subfolder."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / name)
+
+    def _stage(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
 
     def results(self) -> Results:
         """All finished stages together, without the scorecard."""
         config = self.config
-        stages = {name: self.load_stage(name) for name in _TYPES if name not in NOT_STAGES}
+        stages = {s: self.load_stage(s) for s in STAGES}
         return Results(model=config.model, profile=config.profile, **stages)
 
     @property
     def config(self) -> StudyConfig:
-        import tomllib
-
-        return StudyConfig(**tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8")))
+        return study_config(self.path / "config.toml")
 
     # ---- provenance
 
     @property
     def record(self) -> dict[str, Any]:
         file = self.path / "record.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+        except (ValueError, TypeError, RecursionError) as e:
+            raise BadInput(f"'{file}' is damaged ({e}); choose another --out, or delete it") from e
 
     def update_record(self, **values: Any) -> None:
         """Adds to `record.json`."""
@@ -162,7 +178,7 @@ class RunFolder:
 
 def write_results(folder: RunFolder, results: Results) -> None:
     """Writes `results.json`."""
-    folder.write("results.json", TypeAdapter(Results).dump_json(results, indent=1).decode())
+    write_result(folder.path / "results.json", results)
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
 from ssah_lens.memory import give_back
 from ssah_lens.results import Results
+from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
 from ssah_lens.study.record import RunFolder, environment, write_results
 
 if TYPE_CHECKING:
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
     from ssah_lens.chat.prompts import PromptSet
     from ssah_lens.score.base import Calibration
     from ssah_lens.study.behaviour import Yardstick
+    from ssah_lens.units import UnitTable
 
 NEEDS = {
     "align": (),
     "refusal": ("align",),
     "direction": ("refusal",),
     "units": ("refusal",),
+    "scores": ("refusal",),
+    "stability": ("units",),
+    "contexts": ("units",),
     "ablate": ("units",),
+    "sufficiency": ("units",),
     "freeze": ("units",),
     "tuning": ("units",),
     "budget": ("units",),
@@ -38,14 +44,17 @@ NEEDS = {
 STAGES = tuple(NEEDS)
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
+    | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}
     | {"tuning": 9, "budget": 12, "transfer": 8, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 35, "freeze": 30}
+    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 95, "freeze": 30}
+    | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20}
     | {"tuning": 120, "budget": 45, "transfer": 35, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 120, "freeze": 90}
+    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 200, "freeze": 90}
+    | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40}
     | {"tuning": 900, "budget": 50, "transfer": 60, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
-LEFT_OUT = {"quick": ("direction", "tuning", "budget", "transfer")}
+LEFT_OUT = {"quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer")}
 """Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
 SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5", "budget": "H6", "transfer": "H7"}
 """Hypotheses of the stages that may be left out."""
@@ -53,13 +62,22 @@ CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
+ALIGNED = "aligned"
+"""Folder of the model that the study aligned itself."""
+ON_ENGINE = {"ablate", "freeze"}
+"""Stages that say ahead which parts they want."""
 REFUSES = 0.5
 """A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
 
 
 def run_study(
-    config: StudyConfig, out: Path, stages: Sequence[str] | None = None, note: Note = lambda _: None
+    config: StudyConfig,
+    out: Path,
+    stages: Sequence[str] | None = None,
+    note: Note = lambda _: None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Results:
     """Runs the stages that are not done yet and returns all results; the report is at `out/report.html`.
 
@@ -68,9 +86,11 @@ def run_study(
         out: run folder; an interrupted run resumes there.
         stages: which stages; when None all that are not `LEFT_OUT` of the profile.
         note: called with lines of progress.
+        engine: 'local' or 'ray' (`engine.py`); results are the same.
+        address: of a running Ray cluster; None starts one here.
 
     Raises:
-        BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
+        BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder, an engine that is not there.
     """
     left_out = LEFT_OUT.get(config.profile, ())
     wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
@@ -80,16 +100,19 @@ def run_study(
     from ssah_lens.score import score
 
     score(config.units.score)  # an unknown one is refused now, not after the stages before it
-    folder = RunFolder.open(out, config)
-    with folder.locked():
+    check_engine(engine, address)
+    with RunFolder(out).locked():
+        folder = RunFolder.open(out, config)
+        folder.tidy()
         study = Study(config, folder, note)
         study.prepare()
         todo = [s for s in STAGES if s in wanted and (s == "report" or not folder.done(s))]
         note(
             f"stages to do: {', '.join(todo)}; about {_minutes(config, todo)} minutes on two CPU cores for smollm2-135m"
         )
-        for stage in todo:
-            _run_stage(study, stage)
+        with cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster:
+            for stage in todo:
+                _run_stage(study, stage)
         for hypotheses, why in not_run(folder, str(out)).items():
             note(f"{hypotheses}: {why}")
     return study.results()
@@ -141,23 +164,37 @@ class Study:
 
     def __init__(self, config: StudyConfig, folder: RunFolder, note: Note) -> None:
         self.config, self.folder, self.note = config, folder, note
+        self.cluster: Cluster | None = None
 
     def prepare(self) -> None:
         """Records where results come from; a resumed run keeps the first run's thread count."""
         import torch
 
-        record = self.folder.record
+        from ssah_lens.chat.batch import BATCH_TOKENS
+
+        record, here = self.folder.record, environment() | {"batch_tokens": BATCH_TOKENS}
         if "threads" in record:
             torch.set_num_threads(record["threads"])
+            self._compare(record, here)
         else:
             self.folder.update_record(
-                **environment(),
+                **here,
                 seed=self.config.seed,
                 device=self.config.device,
                 dtype=self.config.dtype,
                 threads=torch.get_num_threads(),
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             )
+
+    def _compare(self, record: dict[str, Any], here: dict[str, Any]) -> None:
+        """Says so when an earlier session of this run was not like this one: the last digits may differ then."""
+        flat = lambda e: {**e.get("versions", {}), **{k: v for k, v in e.items() if k not in ("versions", "schema")}}
+        then, now = flat(record), flat(here)
+        changed = {k: (then[k], v) for k, v in now.items() if then.get(k, v) != v}
+        if changed:
+            self.folder.log("changed", **changed)
+            said = ", ".join(f"{k} {a} (now {b})" for k, (a, b) in changed.items())
+            self.note(f"note: this run was begun with {said}; the last digits may differ from an unbroken run's")
 
     def results(self) -> Results:
         """Everything so far, with its scorecard."""
@@ -173,8 +210,10 @@ class Study:
         from ssah_lens.chat.model import ChatModel
 
         model = ChatModel.load(name, self.config.device, self.config.dtype, note=self.note)
-        hashes = {**self.folder.record.get("models", {}), name: weights.file_hashes(weights.resolve(name))}
-        self.folder.update_record(models=hashes)
+        known, found = self.folder.record.get("models", {}), weights.file_hashes(weights.resolve(name))
+        if known.get(name, found) != found:
+            raise BadInput(f"the files of '{name}' have changed since this run began; choose another --out")
+        self.folder.update_record(models={**known, name: found})
         return model
 
     @cached_property
@@ -185,7 +224,8 @@ class Study:
     @property
     def _made(self) -> bool:
         """True when this study aligned the given model itself."""
-        return (self.folder.path / "aligned").is_dir()
+        done = self.folder.load_stage("align")
+        return done is not None and done.training is not None
 
     @cached_property
     def aligned(self) -> ChatModel:
@@ -193,9 +233,29 @@ class Study:
 
         if not self._made:
             return self.given
-        model = ChatModel.load(str(self.folder.path / "aligned"), self.config.device, self.config.dtype)
+        model = ChatModel.load(self._check_aligned(), self.config.device, self.config.dtype)
         model.name = f"{self.config.model} (aligned)"
         return model
+
+    def _check_aligned(self) -> str:
+        """The folder of the model that this study aligned, as it was written."""
+        from ssah_lens.chat import weights
+
+        folder = self.folder.path / ALIGNED
+        wrote = self.folder.record.get("aligned")
+        if not folder.is_dir() or wrote not in (None, weights.file_hashes(weights.resolve(str(folder)))):
+            raise self.folder.lost(ALIGNED, "align")
+        return str(folder)
+
+    def ahead(self, stage: str) -> Ahead:
+        """Makes parts of a stage ahead, with the aligned model on the cluster; without one, nothing is."""
+        import torch
+
+        if self.cluster is None:
+            return nothing_ahead
+        where = str((self.folder.path / ALIGNED).resolve()) if self._made else self.config.model
+        home = Home(where, self.aligned.name, self.config.device, self.config.dtype, torch.get_num_threads())
+        return OnRay(self.cluster, home, self.folder.parts(stage))
 
     @cached_property
     def unaligned(self) -> ChatModel | None:
@@ -205,10 +265,11 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
-        if stage == "units" and self._made:
+        if stage in ("units", "scores", "stability", "sufficiency", "budget", "transfer") and self._made:
             for name in ("given", "unaligned"):
                 self.__dict__.pop(name, None)
-            self.calibration = replace(self.calibration, unaligned=None)
+            if "calibration" in self.__dict__:
+                self.calibration = replace(self.calibration, unaligned=None)
         give_back()
 
     # ---- prompts
@@ -236,7 +297,8 @@ class Study:
         done = self.folder.load_stage("refusal")
         if done is None:
             train = pairs("train")[0], self.ordinary_train[0]
-            tokens = find_refusal_tokens(self.aligned, *(p.sample(48, seed) for p in train), seed)
+            find = lambda: find_refusal_tokens(self.aligned, *(p.sample(48, seed) for p in train), seed)
+            tokens = self.folder.part("refusal", "tokens", list[int], find)
         else:
             tokens = done.refusal_token_ids
         return yardstick(
@@ -278,39 +340,45 @@ class Study:
 
     def align(self) -> Any:
         """Aligns the given model, unless it refuses already."""
+        from ssah_lens.chat import weights
         from ssah_lens.chat.prompts import pairs
         from ssah_lens.chat.save import save_model
         from ssah_lens.measure.refusal import refusals
         from ssah_lens.results import AlignResult
-        from ssah_lens.study.align import align, alignment_data
+        from ssah_lens.stats import Estimate
+        from ssah_lens.study.align import AlignmentData, align, alignment_data
         from ssah_lens.study.freeze import training_result
+        from ssah_lens.train.checkpoint import Checkpoints
 
-        config, seed = self.config, self.config.seed
+        config, seed, keep = self.config, self.config.seed, self.folder.parts("align")
+        self.folder.discard(ALIGNED)  # saved by a run that was killed before this stage was whole
         check = pairs("validation")[0].sample(CHECK_PROMPTS, seed)
-        rate = lambda m: refusals(m, check, config.measure.judge, 12, "does it refuse?").rate()
-        before = rate(self.given)
+        rate = lambda: refusals(self.given, check, config.measure.judge, 12, "does it refuse?").rate()
+        before = keep("before", Estimate, rate)
         if config.unaligned or before.value >= REFUSES:
             return AlignResult(config.model, config.unaligned, None, before, None)
         harmful, twins = pairs("train")
-        data = alignment_data(
-            self.given, harmful, twins.sample(config.align.twins, seed), self.ordinary_train[0], config.align, seed
-        )
-        done = align(self.given, data, config.align, seed)
-        after = rate(self.given)
-        save_model(self.given, self.folder.path / "aligned")
+        prompts = harmful, twins.sample(config.align.twins, seed), self.ordinary_train[0]
+        data = keep("data", AlignmentData, lambda: alignment_data(self.given, *prompts, config.align, seed))
+        checkpoints = Checkpoints.within(keep.working("training"), self.given)
+        done = align(self.given, data, config.align, seed, checkpoints=checkpoints)
+        result = AlignResult(config.model, None, training_result(self.given, done, len(data), None), before, rate())
+        folder = save_model(self.given, self.folder.path / ALIGNED)
+        wrote = weights.file_hashes(weights.resolve(str(folder)))
+        self.folder.update_record(aligned=wrote)
         # The trained weights stay with the folder; the given model is read again when it is needed.
         del self.__dict__["given"]
-        return AlignResult(config.model, None, training_result(self.aligned, done, len(data), None), before, after)
+        return result
 
     def refusal(self) -> Any:
         """Behaviour of both models on the test split; perplexity is that of the unaligned model's answers, if any."""
-        from ssah_lens.results import RefusalResult
+        from ssah_lens.results import Behaviour, RefusalResult
         from ssah_lens.study.behaviour import behave
 
-        y = self._yardstick(self.unaligned or self.aligned)
-        options = {"twins": True, "prose": True, "written": True}
-        aligned, _ = behave(self.aligned, y, **options)
-        unaligned = behave(self.unaligned, y, **options)[0] if self.unaligned else None
+        y, keep = self._yardstick(self.unaligned or self.aligned), self.folder.parts("refusal")
+        does = lambda model: behave(model, y, twins=True, prose=True, written=True)[0]
+        aligned = keep("aligned", Behaviour, lambda: does(self.aligned))
+        unaligned = keep("unaligned", Behaviour, lambda: does(self.unaligned)) if self.unaligned else None
         words = tuple(self.aligned.tokenizer.decode([t]) for t in y.tokens)
         return RefusalResult(aligned, unaligned, words, y.tokens)
 
@@ -322,7 +390,7 @@ class Study:
         d, m, seed = self.config.direction, self.config.measure, self.config.seed
         tokens = self.folder.load_stage("refusal").refusal_token_ids
         data = direction_data(d, m, seed)
-        keep = partial(self.folder.part, "direction")
+        keep = self.folder.parts("direction")
         return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note, keep)
 
     def units(self) -> Any:
@@ -339,40 +407,65 @@ class Study:
             harmful.sample(u.validation, seed),
             harmless,
             u,
-            store=self.folder.path / "exact",
+            store=self.score_parts,
         )
         table.save(self.folder.path / "units.parquet")
         return result
 
-    def ablate(self) -> Any:
-        """Every role ablated on the test split, beside its random twins."""
-        from ssah_lens.study.ablate import ablate_sets
+    def scores(self) -> Any:
+        """Every score beside the exact effect and beside the others, on validation prompts."""
+        from ssah_lens.study import proof_stages
 
-        sets = {str(r): s for r, s in self._table().roles.items()}
-        return ablate_sets(
-            self.aligned, sets, self.calibration.moments, self.yardstick, self.config.ablate, self.config.seed
-        )
+        return proof_stages.scores(self)
+
+    def stability(self) -> Any:
+        """The score on other calibration data; `units.parquet` gets each unit's confidence."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.stability(self)
+
+    def contexts(self) -> Any:
+        """What the SCU that rank highest respond to and write."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.contexts(self)
+
+    def ablate(self) -> Any:
+        """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.ablate(self)
+
+    def sufficiency(self) -> Any:
+        """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
+        from ssah_lens.study import proof_stages
+
+        return proof_stages.sufficiency(self)
 
     def freeze(self) -> Any:
         """Benign fine-tuning, three ways."""
         from ssah_lens.chat.prompts import instructions
+        from ssah_lens.results import Behaviour
         from ssah_lens.study.behaviour import behave
         from ssah_lens.study.freeze import compare_freezing
 
         ablated = self.folder.load_stage("ablate")  # it measured the same model by the same yardstick
         if ablated is None:
-            before = behave(self.aligned, self.yardstick, choices=False)
+            look = lambda: behave(self.aligned, self.yardstick, choices=False)
+            before = self.folder.part("freeze", "before", tuple[Behaviour, tuple[bool, ...]], look)
         else:
             before = ablated.baseline, ablated.baseline_refused
         return compare_freezing(
             self.aligned,
-            self._table(),
+            self.table(),
             self.ordinary_train[1],
             instructions("validation").sample(HELD_OUT, self.config.seed),
             self.yardstick,
             before,
             self.config.freeze,
             self.config.seed,
+            self.folder.parts("freeze"),
+            self.ahead("freeze"),
         )
 
     def tuning(self) -> Any:
@@ -382,7 +475,7 @@ class Study:
 
         c, seed = self.config.tuning, self.config.seed
         data = [tuning_data(self.aligned, name, *self._tuning_prompts(name)) for name in c.data]
-        keep = partial(self.folder.part, "tuning")
+        keep = self.folder.parts("tuning")
         validation = pairs("validation")[0].sample(c.validation, seed)
         return compare_tuning(self.aligned, self._table(), data, validation, self.yardstick, c, seed, keep)
 
@@ -418,7 +511,7 @@ class Study:
             a,
             self.config.budget,
             seed,
-            partial(self.folder.part, "budget"),
+            self.folder.parts("budget"),
         )
 
     def transfer(self) -> Any:
@@ -445,10 +538,19 @@ class Study:
 
         results = self.results()
         write_results(self.folder, results)
-        table = self._table() if (self.folder.path / "units.parquet").is_file() else None
-        render(results, table, self.folder.record, self.folder.path)
+        table = self.table() if self.folder.done("units") else None
+        contexts = results.contexts.units if results.contexts else ()
+        render(results, table, self.folder.record, self.folder.path, contexts)
 
-    def _table(self):
+    @property
+    def score_parts(self) -> Path:
+        """Where scores that take long keep what they have measured or learnt."""
+        return self.folder.path / "score_parts"
+
+    def table(self) -> UnitTable:
         from ssah_lens.units import UnitTable
 
-        return UnitTable.load(self.folder.path / "units.parquet")
+        try:
+            return UnitTable.load(self.folder.path / "units.parquet")
+        except BadInput as e:
+            raise self.folder.lost("units.parquet", "units") from e

@@ -21,6 +21,7 @@ from ssah_lens.progress import progress
 from ssah_lens.results import RoleSize, SizeChoice
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import Sizes, ranking
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet, top_units
 
 SHARES = {
@@ -57,7 +58,13 @@ def measure_cut(model: ChatModel, data: Validation) -> tuple[float, float]:
 
 
 def choose_sizes(
-    model: ChatModel, scores: Scores, moments: Moments, data: Validation, base: tuple[float, float], safety: bool = True
+    model: ChatModel,
+    scores: Scores,
+    moments: Moments,
+    data: Validation,
+    base: tuple[float, float],
+    safety: bool = True,
+    keep: Keep = anew,
 ) -> tuple[Sizes, dict[Role, RoleSize]]:
     """Tries every candidate of every role by mean ablation.
 
@@ -68,6 +75,7 @@ def choose_sizes(
         data: validation data.
         base: `measure_cut` of the undamaged model.
         safety: False for a model that does not refuse: only RU can be chosen then.
+        keep: where candidates that were tried are kept.
     """
     picked: dict[Role, RoleSize] = {}
     roles = (Role.SCU, Role.UCU, Role.RU) if safety else (Role.RU,)
@@ -75,8 +83,12 @@ def choose_sizes(
     curves: dict[Role, list[SizeChoice]] = {role: [] for role in roles}
     for role, share in progress(trials, "choosing role sizes"):
         units: UnitSet = top_units(model.grid, ranking(scores, role), share)
-        with ablated(model, units, "mean", moments):
-            curves[role].append(SizeChoice(share, *measure_cut(model, data)))
+
+        def tried(share: float = share, units: UnitSet = units) -> SizeChoice:
+            with ablated(model, units, "mean", moments):
+                return SizeChoice(share, *measure_cut(model, data))
+
+        curves[role].append(keep(f"{role}-{share:g}", SizeChoice, tried))
     for role in roles:
         picked[role] = pick(role, tuple(curves[role]), *base)
     size = lambda role: picked[role].chosen if role in picked else 0.0

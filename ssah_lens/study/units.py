@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,19 +15,21 @@ from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import UnitsConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.moments import Moments, collect
-from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import Refusals, ask
 from ssah_lens.results import RoleShare, UnitsResult
 from ssah_lens.score import NEED_TOKENS, score
 from ssah_lens.score.base import Calibration, Measured, Scores
 from ssah_lens.score.roles import assign
 from ssah_lens.study.behaviour import find_refusal_tokens, own_answers
+from ssah_lens.study.keep import anew, keep_in
 from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
 from ssah_lens.units import Kind, UnitTable
 
 ANSWER_TOKENS = 20
 FULFILLING_PREFIX = "Sure, here is"
-"""Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening."""
+"""Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening; the score
+`mask` also reads the log-odds of refusing, which need no answer at all."""
 MIN_REFUSED = 8
 """With fewer refusals of its own a model has no safety data: only I_U and RU exist then."""
 
@@ -70,7 +73,10 @@ def calibrate(
         fulfilling = own_answers(unaligned, refused, ANSWER_TOKENS, "fulfilling answers")
     else:
         prefix = model.response_tokens(FULFILLING_PREFIX, ended=False)
-        fulfilling = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
+        said = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
+        outcomes = judge("keyword")(refused.texts, [model.text(t) for t in said])
+        # A well aligned model takes the opening back: of such an answer only the opening can be learnt from.
+        fulfilling = [prefix if o is Outcome.REFUSED else t for t, o in zip(said, outcomes, strict=True)]
     return Calibration(
         safety,
         utility,
@@ -98,7 +104,7 @@ def find_units(
         harmful, harmless: validation prompts.
         config: which score.
         layers: layers whose units may become SCU, UCU or RU; all when None.
-        store: folder where a score that takes hours keeps what is done, to resume there; None keeps nothing.
+        store: folder where scores that take long, and the sizes tried, keep what is done; None keeps nothing.
     """
     data = replace(data, measured=replace(data.measured, layers=layers, store=store))
     started = time.perf_counter()
@@ -107,7 +113,8 @@ def find_units(
     answered, replies = answered_by(model, harmless)
     validation = Validation(harmful, model.rows(answered.texts, replies))
     base = measure_cut(model, validation)
-    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, safety=bool(data.safety))
+    keep = anew if store is None else keep_in(store, _digest(scores, validation))
+    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, bool(data.safety), keep)
     roles = assign(model.grid, scores, sizes)
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
@@ -123,6 +130,15 @@ def find_units(
         roles=role_shares(table),
         by_layer={str(r): sum(u.masks[k].sum(1) for k in Kind).tolist() for r, u in roles.items()},
     )
+
+
+def _digest(scores: Scores, validation: Validation) -> str:
+    """Of all that a candidate's measurement follows from."""
+    out = hashlib.sha256(repr((validation.harmful.texts, validation.answers, validation.max_new_tokens)).encode())
+    for values in (scores.safety, scores.utility):
+        for kind in Kind:
+            out.update(np.ascontiguousarray(values[kind]).tobytes())
+    return out.hexdigest() + str(scores.layers)
 
 
 def role_shares(table: UnitTable) -> dict[str, RoleShare]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,14 @@ from ssah_lens.errors import BadInput
 from ssah_lens.train.freeze import digest
 from ssah_lens.train.trainable import Part
 
+if TYPE_CHECKING:
+    from ssah_lens.chat.model import ChatModel
+
 FILE = "checkpoint.safetensors"
+PAUSE = 120.0
+"""Seconds between two checkpoints that nobody asked for: what a kill may cost, at about a hundredth of the time."""
+PER_WEIGHT = 12
+"""Bytes of a checkpoint per trained weight: float32 value and two moments."""
 
 
 @dataclass
@@ -50,10 +58,21 @@ class Checkpoints:
     Attributes:
         folder: made when it is not there.
         every: steps between two checkpoints.
+        seconds: and at least so long; a checkpoint is three times as large as what is trained.
     """
 
     folder: Path
     every: int = 50
+    seconds: float = 0.0
+
+    @classmethod
+    def within(cls, folder: Path | None, model: ChatModel) -> Checkpoints | None:
+        """Checkpoints every two minutes; none without a folder, or where its disk has no room for two of them."""
+        if folder is None:
+            return None
+        there = next(p for p in (folder, *folder.parents) if p.is_dir())
+        need = 2 * PER_WEIGHT * sum(p.numel() for p in model.anatomy.parameters)
+        return cls(folder, every=1, seconds=PAUSE) if shutil.disk_usage(there).free > need else None
 
     @property
     def file(self) -> Path:

@@ -9,6 +9,7 @@ matrix products in bfloat16 where the processor has it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -177,6 +178,7 @@ def train(
         n = sum(part.tensor.numel() for part in parts)
         return Trained(tuple(done.losses), *held, n, tuple(done.curve), enough)
 
+    kept = time.monotonic()
     with only_trainable(model.plain, parts):
         enough = _look(model, watch, done, settings)
         for step in progress(range(done.step, settings.steps), what):
@@ -201,8 +203,10 @@ def train(
                 part.write()
             done.losses.append(loss)
             enough = _look(model, watch, done, settings)
-            if checkpoints and done.step % checkpoints.every == 0:
+            due = checkpoints and done.step % checkpoints.every == 0 and time.monotonic() - kept >= checkpoints.seconds
+            if due:
                 checkpoints.save(key, parts, optimizer, done)
+                kept = time.monotonic()
     if frozen is not None and not frozen.unchanged():
         raise Fault("a frozen parameter changed in training")
     trained = report()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.errors import BadInput
 from ssah_lens.intervene.hooks import ablated
 from ssah_lens.intervene.moments import collect
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.measure.utility import losses
-from ssah_lens.score.base import Calibration, Scores
-from ssah_lens.score.mask import mask
+from ssah_lens.score.base import Calibration, Measured, Scores
+from ssah_lens.score.mask import _Gate, mask
 from ssah_lens.units import Kind, UnitSet
 
 HARMFUL = [f"{w}!" for w in ("bake", "tell me", "how", "why not do", "question", "do that here")]
@@ -135,3 +138,46 @@ def test_scoring_leaves_the_model_as_it_was(planted, data):
         np.testing.assert_array_equal(losses(model, data.safety).nll, before)
     finally:
         model.plain.lm_head.weight.requires_grad_(True)
+
+
+def test_a_killed_run_resumes_to_the_same_gate(planted, data, found: Scores, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Killed in the middle of the second gate: the first is read back, the second goes on where it was kept."""
+    kept = replace(data, measured=Measured(store=tmp_path / "parts"))
+    monkeypatch.setattr("ssah_lens.score.mask.KEPT_EVERY", 0.0)
+    descend, done = _Gate.descend, []
+
+    def killed_at(n: int):
+        def inner(self, loss):
+            if len(done) == n:
+                raise KeyboardInterrupt
+            done.append(1)
+            descend(self, loss)
+
+        return inner
+
+    monkeypatch.setattr(_Gate, "descend", killed_at(17))
+    with pytest.raises(KeyboardInterrupt):
+        mask(planted[0], kept)
+    monkeypatch.setattr(_Gate, "descend", killed_at(24))
+    again = mask(planted[0], kept)
+    assert len(done) == 2 * 12
+    for kind in Kind:
+        np.testing.assert_array_equal(again.safety[kind], found.safety[kind])
+        np.testing.assert_array_equal(again.utility[kind], found.utility[kind])
+    monkeypatch.setattr(_Gate, "descend", descend)
+    other = mask(planted[0], replace(kept, seed=1, steps=1))  # another run's gate is not taken up
+    assert not np.array_equal(other.safety[Kind.MLP], found.safety[Kind.MLP])
+    for file in (tmp_path / "parts").iterdir():
+        file.write_bytes(b"half")
+    with pytest.raises(BadInput, match="damaged"):
+        mask(planted[0], kept)
+
+
+def test_the_log_odds_of_refusing_count_where_the_tokens_are_known(planted, data):
+    """With no fulfilling answer to learn from but the refusal itself, the choice alone finds the unit."""
+    model, no, _ = planted
+    blind = replace(data, fulfilling=data.safety, refusal_tokens=(no,))
+    got = mask(model, blind).safety[Kind.MLP]
+    assert np.unravel_index(got.argmax(), got.shape) == (1, 5)
+    without = mask(model, replace(blind, refusal_tokens=())).safety[Kind.MLP]
+    assert without[1, 5] < got[1, 5]

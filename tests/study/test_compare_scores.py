@@ -15,7 +15,8 @@ from ssah_lens.errors import BadInput
 from ssah_lens.results import ScoreComparison
 from ssah_lens.score.base import Calibration, Measured
 from ssah_lens.study.behaviour import Yardstick, yardstick
-from ssah_lens.study.compare_scores import at_equal_utility, compare_scores, matches
+from ssah_lens.study.compare_scores import at_equal_utility, compare_scores, matches, shared_tops
+from ssah_lens.study.keep import keep_in
 from ssah_lens.study.units import calibrate
 from ssah_lens.units import Kind
 
@@ -102,6 +103,20 @@ def test_cost_is_counted_in_passes_over_the_calibration_data(found: ScoreCompari
     # half of the data (the refusals' prompts) once and half (the answers) twice; IG and the sweep run single blocks
     assert 1 < by["attribution"].passes < 2 and by["exact"].passes > 2
     assert all(s.seconds >= 0 for s in found.scores) and found.exact_seconds > 0
+
+
+def test_top_units_in_common_by_hand():
+    tops = {"a": {"mlp": [1, 2, 3], "head": [0]}, "b": {"mlp": [2, 3, 9], "head": [1]}}
+    assert shared_tops(tops) == {"a": {"a": 1, "b": 0.5}, "b": {"a": 0.5, "b": 1}}
+
+
+def test_finished_scores_are_not_run_again(planted, data, y, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    few = Measured(units=40, prompts=2)
+    run = lambda: compare_scores(planted.model, data, y, ["wanda"], (0.02,), few, keep_in(tmp_path, "run"))
+    first = run()
+    assert set(first.shared) == {"wanda", "random"} and first.shared["wanda"]["wanda"] == 1
+    monkeypatch.setattr("ssah_lens.study.compare_scores.behave", None)
+    assert run() == first
 
 
 def test_the_comparison_can_be_kept(found: ScoreComparison):

@@ -40,6 +40,17 @@ def test_given_refusal_tokens_are_taken_and_none_are_looked_for_in_vain(planted:
     assert calibrate(*args, UnitsConfig(score="wifv"), 0).refusal_tokens == ()
 
 
+def test_without_a_counterpart_fulfilling_answers_begin_as_such_and_never_refuse(planted: Planted):
+    """The planted model refuses even after the opening: then the opening is all that is left of the answer."""
+    model = planted.model
+    alone = calibrate(model, None, prompts(True, 12), prompts(False, 12), UnitsConfig(score="mask"), 0)
+    assert alone.refusal_tokens == (planted.token("Sorry"),) and len(alone.fulfilling) == 12
+    opening = model.response_tokens("Sure, here is", ended=False)
+    for row in alone.fulfilling:
+        said = row.ids[len(row.prompt.ids) :]
+        assert said[: len(opening)] == opening and planted.token("Sorry") not in said
+
+
 def test_harmless_prompts_that_are_refused_are_no_utility(planted: Planted):
     """Losing an over-refusal must not count as losing answers: only what the model answers is kept."""
     plain = prompts(False, 20, 3)

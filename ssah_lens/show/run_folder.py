@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
-from ssah_lens.show import figures, proof_figures, tuning_figures, words
+from ssah_lens.show import figures, proof_figures, tuning_stage_figures, words
 from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
 from ssah_lens.show.report import write_report
@@ -54,11 +54,11 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         out["freezing"] = figures.freezing(results.freeze)
         out["training_freeze"] = figures.training(_runs(results.freeze), "Training loss of the benign fine-tuning")
     if results.tuning is not None:
-        out |= tuning_figures.tuning_figures(results.tuning)
+        out |= tuning_stage_figures.tuning_figures(results.tuning)
     if results.budget is not None:
-        out["budget"] = tuning_figures.budget(results.budget)
+        out["budget"] = tuning_stage_figures.budget(results.budget)
     if results.transfer is not None:
-        out["transfer"] = tuning_figures.transfer(results.transfer)
+        out["transfer"] = tuning_stage_figures.transfer(results.transfer)
     return out
 
 

@@ -10,7 +10,7 @@ from ssah_lens.show.proof_sections import contexts, scores, stability, sufficien
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
 from ssah_lens.show.text import cell, number
-from ssah_lens.show.tuning_sections import budget, transfer, tuning
+from ssah_lens.show.tuning_stage_sections import budget, transfer, tuning
 
 
 def sections(results: Results) -> list[Section]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from made_up_tuning import budget, transfer, tuning
+from made_up_tuning_stage import budget, transfer, tuning
 
 from ssah_lens.results import Results
 from ssah_lens.show.run_folder import draw
 from ssah_lens.show.sections import sections
-from ssah_lens.show.tuning_figures import methods, tradeoff
+from ssah_lens.show.tuning_stage_figures import methods, tradeoff
 
 RESULTS = Results(tuning=tuning(), budget=budget(), transfer=transfer())
 

@@ -6,7 +6,7 @@ from ssah_lens.results import BudgetResult, RoleMoves, TransferResult, TunedArm,
 from ssah_lens.show.reference import CAUTION, PAPER_FREEZING
 from ssah_lens.show.section import Section, Table
 from ssah_lens.show.text import cell, number, percent
-from ssah_lens.show.tuning_figures import SAFEST, data_name
+from ssah_lens.show.tuning_stage_figures import SAFEST, data_name
 
 
 def tuning(r: TuningResult) -> Section:

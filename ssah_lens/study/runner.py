@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
+from ssah_lens.progress import bars_told, is_quiet
 from ssah_lens.results import Results
+from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.record import RunFolder, environment, write_results
 
 if TYPE_CHECKING:
@@ -77,8 +79,11 @@ def run_study(
         note(
             f"stages to do: {', '.join(todo)}; about {_minutes(config, todo)} minutes on two CPU cores for smollm2-135m"
         )
-        for stage in todo:
-            _run_stage(study, stage)
+        budget = {stage: MINUTES[config.profile][stage] for stage in todo}
+        with stage_list(budget, note, live=not is_quiet()) as stages, bars_told(stages.tell):
+            for stage in todo:
+                with stages.doing(stage):
+                    _run_stage(study, stage)
     return study.results()
 
 
@@ -88,7 +93,6 @@ def _run_stage(study: Study, stage: str) -> None:
         raise BadInput(
             f"stage '{stage}' needs '{missing[0]}', which is not done in '{study.folder.path}'; run it first"
         )
-    study.note(f"stage {stage} ...")
     study.folder.log("start", stage=stage)
     started = time.perf_counter()
     result = getattr(study, stage)()
@@ -98,7 +102,6 @@ def _run_stage(study: Study, stage: str) -> None:
         study.folder.save_stage(stage, result)
     study.release(stage)
     study.folder.log("done", stage=stage, seconds=round(seconds, 1), peak_mb=_peak_megabytes())
-    study.note(f"stage {stage} done in {seconds:.0f} s")
 
 
 def _peak_megabytes() -> int | None:
@@ -299,6 +302,7 @@ class Study:
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""
         from ssah_lens.chat.prompts import instructions, pairs
+        from ssah_lens.study.explored import explored, save_contexts
         from ssah_lens.study.units import find_units, harmless_mix
 
         u, seed = self.config.units, self.config.seed
@@ -313,6 +317,9 @@ class Study:
             store=self.folder.path / "exact",
         )
         table.save(self.folder.path / "units.parquet")
+        sets = {"harmful": harmful.sample(u.validation, seed), "harmless": harmless}
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        save_contexts(self.folder.path, explored(self.aligned, table, sets, tokens, self.calibration.utility))
         return result
 
     def ablate(self) -> Any:
@@ -349,11 +356,12 @@ class Study:
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""
         from ssah_lens.show.run_folder import render
+        from ssah_lens.study.explored import load_contexts
 
         results = self.results()
         write_results(self.folder, results)
         table = self._table() if (self.folder.path / "units.parquet").is_file() else None
-        render(results, table, self.folder.record, self.folder.path)
+        render(results, table, self.folder.record, self.folder.path, load_contexts(self.folder.path))
 
     def _table(self):
         from ssah_lens.units import UnitTable

@@ -12,6 +12,7 @@ from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, words
 from ssah_lens.show.explorer import explorer
 from ssah_lens.show.files import write_whole
+from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
 from ssah_lens.show.report import write_report
 from ssah_lens.show.style import save_png, save_still
 from ssah_lens.units import UnitTable
@@ -36,11 +37,13 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         out["score_scatter"] = figures.score_scatter(units)
     if results.ablate is not None:
         out["roles_ablated"] = figures.roles_ablated(results.ablate)
+        out["ablation_beside_paper"] = ablation_beside_paper(results.ablate)
         for role in words.scored_roles(results.ablate):
             out[f"score_controls_{role.lower()}"] = figures.score_controls(results.ablate, role)
     if results.freeze is not None and results.freeze.arms:
         out["freezing"] = figures.freezing(results.freeze)
         out["training_freeze"] = figures.training(_runs(results.freeze), "Training loss of the benign fine-tuning")
+        out["freezing_beside_paper"] = freezing_beside_paper(results.freeze)
     return out
 
 

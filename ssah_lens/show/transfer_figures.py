@@ -143,7 +143,7 @@ def _diagram(axes: Axes, bars: Bars) -> None:
         for role, (start, n) in side.items():
             axes.add_patch(Rectangle((x, start), BAR, n, facecolor=ROLE_COLOURS[role], edgecolor="none"))
             edge = x - 0.012 if align == "right" else x + BAR + 0.012
-            left_out = "\n(without those that stay)" if role == "CU" else ""
+            left_out = "\nthat move" if role == "CU" else ""
             axes.text(edge, start + n / 2, f"{role}\n{n:,}{left_out}", ha=align, va="center", fontsize=9.5)
     for x, align, words in ((0, "left", "before"), (1, "right", "after fine-tuning")):
         axes.text(x, -bars.height * 0.03, words, ha=align, va="bottom", fontweight="bold")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -139,7 +140,7 @@ def test_it_runs_from_top_to_bottom(path: Path, kernel, tiny_run: tuple[Path, Pa
 
 def test_there_are_seven_and_each_leads_to_the_next():
     assert [p.stem[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 8)]
-    for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+    for path, following in pairwise(NOTEBOOKS):
         assert f"({following.name})" in path.read_text(encoding="utf-8"), path.name
 
 

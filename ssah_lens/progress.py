@@ -56,7 +56,9 @@ def progress(items: Iterable[T] | None, what: str, total: int | None = None, **o
 
     tell = _TELL.get()
     if tell is not None and not _QUIET.get():
-        return _telling(tell)(items, desc=what, total=total, mininterval=0.5, file=io.StringIO(), **options)
+        return _telling(tell)(
+            items, desc=what, total=total, mininterval=0.5, file=io.StringIO(), disable=False, **options
+        )
     return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=_QUIET.get() or None, **options)
 
 

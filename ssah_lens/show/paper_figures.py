@@ -13,6 +13,7 @@ from ssah_lens.results import AblateResult, FreezeResult
 from ssah_lens.show.figures import ARM_NAMES
 from ssah_lens.show.reference import PAPER_ABLATION, PAPER_FREEZING
 from ssah_lens.show.style import BASELINE, INK, RANDOM, ROLE_COLOURS, ROLE_MARKERS, new_figure, percent_axis, styled
+from ssah_lens.show.text import percent
 
 CAPTION = (
     "Hollow: before; filled: after. The paper: attack success by its own judges (7-8B models, no interval, no random "
@@ -104,7 +105,7 @@ def _dumbbell(axes: Axes, y: float, m: Move) -> None:
     end = max(m.before, m.after)
     inside = end < 0.9
     axes.annotate(
-        f"{m.before:.0%} → {m.after:.0%}" if m.after >= 0.1 else f"{m.before:.1%} → {m.after:.1%}",
+        f"{percent(m.before)} → {percent(m.after)}",
         (end if inside else min(m.before, m.after), y), (8 if inside else -8, 0), textcoords="offset points",
         ha="left" if inside else "right", va="center", fontsize=9,
     )  # fmt: skip

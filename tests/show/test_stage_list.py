@@ -76,8 +76,7 @@ def test_on_a_terminal_it_is_redrawn(monkeypatch: pytest.MonkeyPatch):
     assert len(said) == 2, "quiet: lines, which the caller may drop"
 
 
-def test_bars_tell_their_lines_and_when_they_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+def test_bars_tell_their_lines_and_when_they_end():
     told: list[tuple[int, str]] = []
     with quiet(False), bars_told(lambda bar, line: told.append((bar, line))):
         assert list(progress(range(3), "asking")) == [0, 1, 2]

@@ -76,6 +76,7 @@ def render(
     paths = {}
     for name, figure in draw(results, units).items():
         paths[name] = write_whole(folder / f"{name}.png", lambda partial, f=figure: save_png(f, partial))
+        figure.set_layout_engine("none")  # laid out already; doing it again costs as much as the drawing
         write_whole(folder / f"{name}.svg", lambda partial, f=figure: save_still(f, partial, "svg"))
     if units is not None:
         explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)

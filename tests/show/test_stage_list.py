@@ -82,7 +82,7 @@ def test_bars_tell_their_lines_and_when_they_end():
         assert list(progress(range(3), "asking")) == [0, 1, 2]
         with quiet():
             list(progress(range(3), "silent"))
-    assert told[0][1].startswith("asking: 0 of 3") and told[-1][1] == ""
+    assert told[0][1].startswith("asking 0 of 3") and told[-1][1] == ""
     assert len({bar for bar, _ in told}) == 1, "a quiet bar tells nothing"
     told.clear()
     with quiet(False):

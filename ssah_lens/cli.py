@@ -201,15 +201,24 @@ def study(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="run folder")], json_: Json = False, quiet: Quiet = False
+    directory: Annotated[Path, typer.Argument(help="run folder")],
+    figures: Annotated[
+        Optional[Path],
+        typer.Option("--figures", help="folder that also gets the pictures (this repository's figures/)"),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draws the figures and the report of a run folder again."""
+    from ssah_lens.show.run_folder import copy_figures
     from ssah_lens.study.record import RunFolder
     from ssah_lens.study.runner import run_study
 
     shell = Shell(json_, quiet)
     config = RunFolder.existing(directory).config
     run(shell, lambda: run_study(config, directory, ["report"], shell.note))
+    if figures:
+        copy_figures(directory, figures)
     file = directory / "report.html"
     shell.answer({"report": str(file)}, lambda: print(f"report: {file}"))
 
@@ -528,6 +537,9 @@ def transfer(
     null: Annotated[
         Optional[Path], typer.Option("--null", help="units file of the first model on another calibration sample")
     ] = None,
+    picture: Annotated[
+        Optional[Path], typer.Option("--picture", help="draw it: .png, .svg, .pdf or .html (interactive)")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -537,6 +549,10 @@ def transfer(
 
     shell = Shell(json_, quiet)
     result = find(*(UnitTable.load(f) for f in (before, after)), UnitTable.load(null) if null else None)
+    if picture:
+        from ssah_lens.show.transfer_figures import picture as draw
+
+        draw(result).save(picture)
 
     def table() -> None:
         roles = list(result.matrix)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 T = TypeVar("T")
+Tell = Callable[[int, str], None]
+"""Given a bar's number and its line; an empty line when the bar ends."""
 _QUIET: ContextVar[bool] = ContextVar("ssah_lens_quiet", default=False)
+_TELL: ContextVar[Tell | None] = ContextVar("ssah_lens_tell", default=None)
 
 
 @contextmanager
@@ -22,6 +26,21 @@ def quiet(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether bars are left out here."""
+    return _QUIET.get()
+
+
+@contextmanager
+def bars_told(tell: Tell | None) -> Iterator[None]:
+    """Inside, bars are not drawn; `tell` is given their lines instead. None draws them as ever."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 def progress(items: Iterable[T] | None, what: str, total: int | None = None, **options: str) -> tqdm[T]:
@@ -35,4 +54,28 @@ def progress(items: Iterable[T] | None, what: str, total: int | None = None, **o
     """
     from tqdm.auto import tqdm
 
+    tell = _TELL.get()
+    if tell is not None and not _QUIET.get():
+        return _telling(tell)(
+            items, desc=what, total=total, mininterval=0.5, file=io.StringIO(), disable=False, **options
+        )
     return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=_QUIET.get() or None, **options)
+
+
+def _telling(tell: Tell) -> type[tqdm]:
+    from tqdm.std import tqdm
+
+    class Telling(tqdm):
+        """A bar whose line goes to `tell`."""
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            d = self.format_dict
+            left = (d["total"] - d["n"]) / d["rate"] if d["total"] and d["rate"] else None
+            line = f"{d['prefix']} {d['n']}" + (f" of {d['total']}" if d["total"] else "")
+            tell(id(self), line + (f", {tqdm.format_interval(left)} left" if left else ""))
+
+        def close(self) -> None:
+            super().close()
+            tell(id(self), "")
+
+    return Telling

@@ -307,7 +307,9 @@ def test_transfer_prints_shares_of_all_units(micro, tmp_path: Path):
         table = UnitTable(micro.grid, *values, roles, {"score": "mask", "model": name, "signed": True, "layers": None})
         table.save(tmp_path / f"{name}.parquet")
         files.append(str(tmp_path / f"{name}.parquet"))
-    got = run("transfer", files[0], files[1], "--null", files[2], "--json")
+    picture = tmp_path / "transfer.svg"
+    got = run("transfer", files[0], files[1], "--null", files[2], "--picture", str(picture), "--json")
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
     assert got.returncode == 0, got.stderr
     found = json.loads(got.stdout)
     assert set(found["matrix"]) == {"SCU", "UCU", "CU", "RU"} == set(found["matrix"]["SCU"])

@@ -50,6 +50,10 @@ ARM_NAMES = {
 ARM_COLOURS = {"full": INK, "freeze SCU + top CU": ROLE_COLOURS["SCU"], "freeze random": RANDOM}
 ARM_LINES = {"full": "-", "freeze SCU + top CU": "--", "freeze random": ":"}
 
+MANY_STEPS = 30
+"""From here on a run is drawn with its running mean: single batches hide where it goes."""
+MEAN_OF = 9
+
 
 @styled
 def behaviour(result: RefusalResult) -> Figure:
@@ -183,6 +187,8 @@ def training(runs: Mapping[str, Training], title: str = "Training loss") -> Figu
     validated = any(t.validation_loss for t in runs.values())
     examples = ", ".join(sorted({str(t.examples) for t in runs.values()}))
     note = "Loss of each step's batch, one line per run."
+    if any(len(t.losses) >= MANY_STEPS for t in runs.values()):
+        note += f" Strong lines: running mean of {MEAN_OF} steps (batches differ in what they hold)."
     note += " Squares: validation loss before and after." if validated else ""
     figure = new_figure(3.5, title, f"n = {examples} training examples. {note}")
     axes, seen = figure.subplots(), set()
@@ -192,7 +198,11 @@ def training(runs: Mapping[str, Training], title: str = "Training loss") -> Figu
         label = ARM_NAMES.get(arm, name)
         label = "_" + label if label in seen else label  # matplotlib leaves a leading underscore out of the legend
         seen.add(label)
-        axes.plot(np.arange(1, len(run.losses) + 1), run.losses, color=colour, linestyle=line, label=label)
+        steps = np.arange(1, len(run.losses) + 1)
+        if smooth := len(run.losses) >= MANY_STEPS:
+            axes.plot(steps, run.losses, color=colour, linewidth=0.8, alpha=0.4)
+        shown = _running_mean(run.losses) if smooth else run.losses
+        axes.plot(steps, shown, color=colour, linestyle=line, label=label)
         if run.validation_loss:
             ends = [0, len(run.losses) + 1]
             axes.plot(ends, run.validation_loss, "s", color=colour, markersize=5.5, markerfacecolor="white")
@@ -202,3 +212,9 @@ def training(runs: Mapping[str, Training], title: str = "Training loss") -> Figu
     if len(runs) > 1:
         legend_above(axes, *axes.get_legend_handles_labels(), ncols=2, points=5)
     return figure
+
+
+def _running_mean(losses: Sequence[float]) -> list[float]:
+    """Over `MEAN_OF` neighbours, fewer at the ends."""
+    half = MEAN_OF // 2
+    return [float(np.mean(losses[max(i - half, 0) : i + half + 1])) for i in range(len(losses))]

@@ -13,6 +13,11 @@ from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.text import cell, count, number, percent
 from ssah_lens.stats import Estimate
 
+BESIDE = (
+    "Dumbbells: share of harmful prompts not refused before and after, this run above the paper's models. The "
+    "table beside the paper's figures holds every number."
+)
+
 
 def ablate(r: AblateResult) -> Section:
     """Stage `ablate`."""
@@ -36,6 +41,7 @@ def ablate(r: AblateResult) -> Section:
         figures["dose_response"] = (
             f"Lines: share of harmful prompts refused against the share of units ablated: {told}."
         )
+    figures["ablation_beside_paper"] = BESIDE
     main = _main(r)
     shown = {"undamaged": r.baseline} | ({f"without {main.role}": main.behaviour} if main else {})
     return Section(
@@ -113,7 +119,11 @@ def freeze(r: FreezeResult) -> Section:
         "freeze",
         "Freezing units through fine-tuning",
         "Does freezing the safety units keep refusals through harmless fine-tuning?",
-        {"freezing": bars, "training_freeze": f"Lines: training loss per step of {count(len(r.arms), 'run')}."},
+        {
+            "freezing": bars,
+            "training_freeze": f"Lines: training loss per step of {count(len(r.arms), 'run')}.",
+            "freezing_beside_paper": BESIDE,
+        },
         words.freeze(r),
         "The same fine-tuning with nothing frozen, and with as many random units of every layer and kind frozen.",
         (Table("Before and after (shares of prompts; nats per token)", columns, tuple(rows)),),

@@ -62,7 +62,7 @@ def plotly_grid(cells: Grid, heading: str, words: str) -> go.Figure:
         tickvals=list(range(n_rows)), ticktext=[label(r, AXIS_CHARACTERS) for r in cells.rows], autorange="reversed",
         title=cells.row_title, showgrid=False, zeroline=False,
     )  # fmt: skip
-    return _dressed(figure, heading, words, 300 + 16 * max(n_rows, 10))
+    return dressed(figure, heading, words, 300 + 16 * max(n_rows, 10))
 
 
 def plotly_neurons(found: PatchMap, values: Float[np.ndarray, "layer unit"], heading: str, words: str) -> go.Figure:
@@ -86,7 +86,7 @@ def plotly_neurons(found: PatchMap, values: Float[np.ndarray, "layer unit"], hea
         figure.update_traces(marker_color=ROLE_COLOURS["UCU"])
     figure.update_xaxes(title="neuron", zeroline=False)
     figure.update_yaxes(title="effect of one neuron")
-    return _dressed(figure, heading, words, 520)
+    return dressed(figure, heading, words, 520)
 
 
 def label(token: str, limit: int) -> str:
@@ -106,7 +106,8 @@ def _told(cells: Grid, row: int, column: int) -> str:
     )
 
 
-def _dressed(figure: go.Figure, heading: str, words: str, height: int) -> go.Figure:
+def dressed(figure: go.Figure, heading: str, words: str, height: int) -> go.Figure:
+    """The shared look: title, then words, then `height` pixels of picture."""
     lines = [escape(line) for line in textwrap.wrap(words, 130)]
     above = 60 + 16 * len(lines)
     figure.update_layout(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from ssah_lens.errors import BadInput
 from ssah_lens.show.files import write_whole
-from ssah_lens.show.style import STYLE, save_png
+from ssah_lens.show.style import save_png, save_still
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -58,10 +57,8 @@ class Picture:
             path.write_text(page, encoding="utf-8")
         elif suffix == ".png":
             save_png(self.figure, path)
-        else:  # without a date, so that the same picture is the same file
-            with matplotlib.rc_context(STYLE | {"svg.hashsalt": "ssah-lens"}):
-                metadata = {"Date": None} if suffix == ".svg" else {"CreationDate": None}
-                self.figure.savefig(path, format=suffix[1:], metadata=metadata)
+        else:
+            save_still(self.figure, path, suffix[1:])
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -28,6 +28,16 @@ HYPOTHESES = {
     "H6": "budget: training redundant units alone aligns at less cost",
     "H7": "transfer: fine-tuning turns safety units to other use",
 }
+STAGES = {
+    "H1": "direction",
+    "H2": "direction",
+    "H3": "direction",
+    "H4": "ablate",
+    "H5": "freeze",
+    "H6": "budget",
+    "H7": "transfer",
+}
+"""Hypothesis -> the section that tests it, where it was run."""
 BADGES = {
     Verdict.SUPPORTED: ("supported", "✓"),
     Verdict.CONTRADICTED: ("contradicted", "✗"),
@@ -103,6 +113,7 @@ def html(
         lead=_lead(results),
         badges=BADGES,
         untested=_untested(results.scorecard),
+        places={h: stage for h, stage in STAGES.items() if stage in {s.id for s in found}},
         sections=found,
         pictures=pictures,
         other_pictures=[p for n, p in pictures.items() if n not in known],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,8 +12,10 @@ from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, proof_figures, tuning_stage_figures, words
 from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
+from ssah_lens.show.files import write_whole
+from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
 from ssah_lens.show.report import write_report
-from ssah_lens.show.style import save_png
+from ssah_lens.show.style import save_png, save_still
 from ssah_lens.units import UnitTable
 
 EXPLORER = "explorer.html"
@@ -42,6 +45,7 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         out["stability"] = proof_figures.stability(results.stability)
     if results.ablate is not None:
         out["roles_ablated"] = figures.roles_ablated(results.ablate)
+        out["ablation_beside_paper"] = ablation_beside_paper(results.ablate)
         for role in words.scored_roles(results.ablate):
             out[f"score_controls_{role.lower()}"] = figures.score_controls(results.ablate, role)
         if results.ablate.doses:
@@ -53,6 +57,7 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
     if results.freeze is not None and results.freeze.arms:
         out["freezing"] = figures.freezing(results.freeze)
         out["training_freeze"] = figures.training(_runs(results.freeze), "Training loss of the benign fine-tuning")
+        out["freezing_beside_paper"] = freezing_beside_paper(results.freeze)
     if results.tuning is not None:
         out |= tuning_stage_figures.tuning_figures(results.tuning)
     if results.budget is not None:
@@ -74,7 +79,7 @@ def render(
     out: Path,
     contexts: Sequence[UnitContext] = (),
 ) -> Path:
-    """Writes `out/figures/*.png`, `out/explorer.html` and `out/report.html`, each through a temporary name.
+    """Writes `out/figures/*` (.png and .svg), `out/explorer.html` and `out/report.html`, each through a temporary name.
 
     Args:
         results: with their scorecard.
@@ -90,17 +95,19 @@ def render(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, figure in draw(results, units).items():
-        paths[name] = folder / f"{name}.png"
-        _whole(paths[name], lambda partial, f=figure: save_png(f, partial))
+        paths[name] = write_whole(folder / f"{name}.png", lambda partial, f=figure: save_png(f, partial))
+        figure.set_layout_engine("none")  # laid out already; doing it again costs as much as the drawing
+        write_whole(folder / f"{name}.svg", lambda partial, f=figure: save_still(f, partial, "svg"))
     if units is not None:
         explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)
     return write_report(results, paths, provenance, out / "report.html", EXPLORER if units is not None else None)
 
 
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def copy_figures(run: Path, folder: Path) -> list[Path]:
+    """Copies a run folder's pictures (.png) to another folder, as the README's and the paper's analogues.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    found = sorted((run / "figures").glob("*.png"))
+    return [write_whole(folder / f.name, lambda partial, f=f: shutil.copyfile(f, partial)) for f in found]

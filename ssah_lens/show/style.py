@@ -118,3 +118,10 @@ def save_png(figure: Figure, target: Path | IO[bytes]) -> None:
     """Writes a PNG at 150 dpi, without anything that changes from run to run."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def save_still(figure: Figure, target: Path, form: str) -> None:
+    """Writes a figure as 'svg' or 'pdf'; without a date, so that the same picture is the same file."""
+    metadata = {"Date": None} if form == "svg" else {"CreationDate": None}
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "ssah-lens"}):
+        figure.savefig(target, format=form, metadata=metadata)

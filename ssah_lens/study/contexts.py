@@ -107,13 +107,14 @@ def unit_contexts(
         means = mean if means is None else means
     direct = _direct(model, rows[next(iter(sets))], openings.metric, wanted, means) if openings else None
     near = _neighbours(model, wanted)
+    words = {name: [[model.tokenizer.decode([i]) for i in row.ids] for row in rows[name]] for name in sets}
     return [
         UnitContext(
             str(kind),
             layer,
             index,
             None if direct is None else float(direct[number]),
-            {name: _snippets(model, rows[name], found[name], number) for name in sets},
+            {name: _snippets(words[name], found[name], number) for name in sets},
             near[number],
         )
         for number, (kind, layer, index) in enumerate(wanted)
@@ -166,9 +167,7 @@ def _strongest(
     return where, [m / len(rows) for m in means]
 
 
-def _snippets(
-    model: ChatModel, rows: list[Row], found: dict[int, tuple[_Best, int]], number: int
-) -> tuple[Snippet, ...]:
+def _snippets(words: list[list[str]], found: dict[int, tuple[_Best, int]], number: int) -> tuple[Snippet, ...]:
     best, at = found[number]
     out = []
     for strength, row, place, window in zip(
@@ -180,12 +179,11 @@ def _snippets(
     ):
         if strength == -float("inf"):
             continue
-        ids = rows[row].ids
-        peak = len(ids) + place
-        first, end = max(peak - WINDOW, 0), min(peak + WINDOW + 1, len(ids))
-        tokens = tuple(model.tokenizer.decode([i]) for i in ids[first:end])
+        said = words[row]
+        peak = len(said) + place
+        first, end = max(peak - WINDOW, 0), min(peak + WINDOW + 1, len(said))
         values = window[first - peak + WINDOW : end - peak + WINDOW]
-        out.append(Snippet(tokens, tuple(values), peak - first))
+        out.append(Snippet(tuple(said[first:end]), tuple(values), peak - first))
     return tuple(out)
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
 from ssah_lens.memory import give_back
+from ssah_lens.progress import bars_told, is_quiet
 from ssah_lens.results import Results
+from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
 from ssah_lens.study.record import RunFolder, environment, write_results
 
@@ -110,9 +112,15 @@ def run_study(
         note(
             f"stages to do: {', '.join(todo)}; about {_minutes(config, todo)} minutes on two CPU cores for smollm2-135m"
         )
-        with cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster:
+        budget = {stage: MINUTES[config.profile][stage] for stage in todo}
+        with (
+            cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,
+            stage_list(budget, note, live=not is_quiet()) as stages,
+            bars_told(stages.tell),
+        ):
             for stage in todo:
-                _run_stage(study, stage)
+                with stages.doing(stage):
+                    _run_stage(study, stage)
         for hypotheses, why in not_run(folder, str(out)).items():
             note(f"{hypotheses}: {why}")
     return study.results()
@@ -132,7 +140,6 @@ def _run_stage(study: Study, stage: str) -> None:
         raise BadInput(
             f"stage '{stage}' needs '{missing[0]}', which is not done in '{study.folder.path}'; run it first"
         )
-    study.note(f"stage {stage} ...")
     study.folder.log("start", stage=stage)
     started = time.perf_counter()
     result = getattr(study, stage)()
@@ -142,7 +149,6 @@ def _run_stage(study: Study, stage: str) -> None:
         study.folder.save_stage(stage, result)
     study.release(stage)
     study.folder.log("done", stage=stage, seconds=round(seconds, 1), peak_mb=_peak_megabytes())
-    study.note(f"stage {stage} done in {seconds:.0f} s")
 
 
 def _peak_megabytes() -> int | None:
@@ -396,6 +402,7 @@ class Study:
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""
         from ssah_lens.chat.prompts import instructions, pairs
+        from ssah_lens.study.explored import explored, save_contexts
         from ssah_lens.study.units import find_units, harmless_mix
 
         u, seed = self.config.units, self.config.seed
@@ -410,6 +417,9 @@ class Study:
             store=self.score_parts,
         )
         table.save(self.folder.path / "units.parquet")
+        sets = {"harmful": harmful.sample(u.validation, seed), "harmless": harmless}
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        save_contexts(self.folder.path, explored(self.aligned, table, sets, tokens, self.calibration.utility))
         return result
 
     def scores(self) -> Any:
@@ -477,7 +487,7 @@ class Study:
         data = [tuning_data(self.aligned, name, *self._tuning_prompts(name)) for name in c.data]
         keep = self.folder.parts("tuning")
         validation = pairs("validation")[0].sample(c.validation, seed)
-        return compare_tuning(self.aligned, self._table(), data, validation, self.yardstick, c, seed, keep)
+        return compare_tuning(self.aligned, self.table(), data, validation, self.yardstick, c, seed, keep)
 
     def _tuning_prompts(self, name: str) -> tuple[PromptSet, PromptSet]:
         """What to fine-tune on, and what is held out of the same kind."""
@@ -505,7 +515,7 @@ class Study:
         data = alignment_data(self.unaligned, harmful, twins.sample(a.twins, seed), self.ordinary_train[0], a, seed)
         return compare_budgets(
             self.unaligned,
-            self._table(),
+            self.table(),
             data,
             self._yardstick(self.unaligned),
             a,
@@ -522,7 +532,7 @@ class Study:
         from ssah_lens.train.loop import TrainSettings
         from ssah_lens.units import UnitTable
 
-        c, seed, table = self.config.tuning, self.config.seed, self._table()
+        c, seed, table = self.config.tuning, self.config.seed, self.table()
 
         def rescore(model: ChatModel, at: int) -> UnitTable:
             scores = score(self.config.units.score)(model, self._calibration(at))
@@ -535,11 +545,12 @@ class Study:
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""
         from ssah_lens.show.run_folder import render
+        from ssah_lens.study.explored import load_contexts
 
         results = self.results()
         write_results(self.folder, results)
         table = self.table() if self.folder.done("units") else None
-        contexts = results.contexts.units if results.contexts else ()
+        contexts = load_contexts(self.folder.path) or (results.contexts.units if results.contexts else ())
         render(results, table, self.folder.record, self.folder.path, contexts)
 
     @property

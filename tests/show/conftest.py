@@ -75,7 +75,7 @@ def open_page(chromium) -> Iterator[Callable[..., Opened]]:
     contexts = []
 
     def opened(what: Path | str, **options) -> Opened:
-        context = chromium.new_context(viewport=SIZE, **options)
+        context = chromium.new_context(**({"viewport": SIZE} | options))
         contexts.append(context)
         context.set_default_timeout(20_000)
         found = Opened(context.new_page())

@@ -13,7 +13,7 @@ from made_up import HOSTILE, PROVENANCE, around, behaviour, made_up, made_up_fre
 from ssah_lens.results import AlignResult, RefusalResult, Results, Utility
 from ssah_lens.show import figures, words
 from ssah_lens.show.report import write_report
-from ssah_lens.show.run_folder import draw, render
+from ssah_lens.show.run_folder import copy_figures, draw, render
 from ssah_lens.show.text import clean, interval, number, percent
 
 
@@ -120,9 +120,20 @@ def test_provenance_is_told(page: Page) -> None:
 
 def test_figures_are_whole_files(folder: Path, results: Results) -> None:
     names = {p.name for p in (folder / "figures").iterdir()}
-    assert names == {f"{n}.png" for n in draw(results, made_up_table())}
-    assert all((folder / "figures" / n).read_bytes().startswith(b"\x89PNG") for n in names)
+    drawn = {n for n in draw(results, made_up_table())}
+    assert names == {f"{n}.{ending}" for n in drawn for ending in ("png", "svg")}
+    begins = {"png": b"\x89PNG", "svg": b"<?xml"}
+    assert all((folder / "figures" / n).read_bytes().startswith(begins[n[-3:]]) for n in names)
+    assert sum((folder / "figures" / n).stat().st_size for n in names) < 5e6, "points by the thousand are pixels"
     assert not list(folder.rglob("*.partial"))
+
+
+def test_figures_are_copied_for_the_readme(folder: Path, tmp_path: Path) -> None:
+    copied = copy_figures(folder, tmp_path / "figures")
+    assert {p.name for p in copied} == {p.name for p in (folder / "figures").glob("*.png")} and len(copied) >= 8
+    assert all(p.read_bytes() == (folder / "figures" / p.name).read_bytes() for p in copied)
+    listed = (Path(__file__).parents[2] / "figures" / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{p.stem}`" in listed for p in copied), "every figure is told of in figures/README.md"
 
 
 @pytest.mark.parametrize("stage", ["align", "refusal", "units", "ablate", "freeze"])

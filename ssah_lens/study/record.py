@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ssah_lens.config import StudyConfig, to_toml
+from ssah_lens.config import StudyConfig, study_config, to_toml
 from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, Results
 
@@ -45,7 +45,7 @@ class RunFolder:
         try:
             (path / "stages").mkdir(parents=True, exist_ok=True)
             text, file = to_toml(config), path / "config.toml"
-            if file.is_file() and file.read_text(encoding="utf-8") != text:
+            if file.is_file() and file.read_bytes() != text.encode():
                 raise BadInput(f"'{path}' holds a run with another configuration; choose another --out, or delete it")
             folder.write("config.toml", text)
         except OSError as e:
@@ -62,7 +62,7 @@ class RunFolder:
         Raises:
             BadInput: it does not.
         """
-        if not (path / "config.toml").is_file():
+        if not os.path.isfile(path / "config.toml"):
             raise BadInput(f"'{path}' is not a run folder (no config.toml); make one with: ssah-lens study --out DIR")
         return cls(path)
 
@@ -109,7 +109,7 @@ class RunFolder:
             return None
         file = self.path / "stages" / f"{stage}.json"
         try:
-            return TypeAdapter(_type(stage)).validate_json(file.read_text(encoding="utf-8"))
+            return TypeAdapter(_type(stage)).validate_json(file.read_bytes())
         except ValidationError as e:
             raise BadInput(f"'{file}' is damaged; delete it to run the stage again") from e
 
@@ -121,16 +121,20 @@ class RunFolder:
 
     @property
     def config(self) -> StudyConfig:
-        import tomllib
-
-        return StudyConfig(**tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8")))
+        return study_config(self.path / "config.toml")
 
     # ---- provenance
 
     @property
     def record(self) -> dict[str, Any]:
         file = self.path / "record.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            found = json.loads(file.read_bytes()) if file.is_file() else {}
+        except (ValueError, RecursionError) as e:
+            raise BadInput(f"'{file}' is damaged ({e}); choose another --out, or delete it") from e
+        if not isinstance(found, dict):
+            raise BadInput(f"'{file}' is damaged (no object of named values); choose another --out, or delete it")
+        return found
 
     def update_record(self, **values: Any) -> None:
         """Adds to `record.json`."""

@@ -64,8 +64,10 @@ def run_study(
     """
     wanted = STAGES if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
-    if unknown:
+    if unknown or not wanted:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
+    if not (out / "config.toml").exists():
+        _check_names(config)
     from ssah_lens.score import score
 
     score(config.units.score)  # an unknown one is refused now, not after the stages before it
@@ -80,6 +82,16 @@ def run_study(
         for stage in todo:
             _run_stage(study, stage)
     return study.results()
+
+
+def _check_names(config: StudyConfig) -> None:
+    """A model that is nowhere is refused before a run folder is made; built-in ones may still be fetched."""
+    from ssah_lens.chat import weights
+    from ssah_lens.chat.built_in import BUILT_IN
+
+    for name in (config.model, config.unaligned):
+        if name is not None and name not in BUILT_IN:
+            weights.resolve(name)
 
 
 def _run_stage(study: Study, stage: str) -> None:

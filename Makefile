@@ -5,16 +5,23 @@ BIN := $(VENV)/bin
 OUT ?= runs/quick
 STAMP := $(VENV)/.installed
 
-.PHONY: study test setup clean
+.PHONY: study test audit setup clean
 
 study: setup
 	$(BIN)/ssah-lens study --profile quick --model smollm2-135m --out $(OUT)
 
 test: setup
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/ssah-lens fetch smollm2-135m
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real
 	$(BIN)/python -m pytest tests/real
+
+# Looks up every pinned dependency in the Python advisory database: needs a network that reaches it (SECURITY.md).
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 setup: $(STAMP)
 

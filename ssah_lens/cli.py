@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
@@ -25,8 +26,10 @@ from ssah_lens.cli_options import (
     loader,
     run,
 )
+from ssah_lens.config import MAX_STEPS
 from ssah_lens.errors import BadInput, Fault, SsahLensError
 from ssah_lens.show.terminal import estimate, print_direction, print_table, print_training, strongest_cells
+from ssah_lens.show.text import printable
 
 app = typer.Typer(
     help="Tests whether safety lives in a few units behind one binary choice: refuse or fulfil.",
@@ -154,7 +157,7 @@ def study(
         "runs/study"
     ),
     stages: Annotated[Optional[str], typer.Option("--stages", help="some stages only, separated by commas")] = None,
-    seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", min=0, max=2**32 - 1)] = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
     engine: Annotated[str, typer.Option("--engine", help="local (this process), or ray: an extra")] = "local",
@@ -276,7 +279,7 @@ def align(
         Optional[Path], typer.Option("--train-only", help="units file: only these roles' parameters change")
     ] = None,
     roles: Roles = "RU",
-    steps: Annotated[Optional[int], typer.Option("--steps", min=1)] = None,
+    steps: Annotated[Optional[int], typer.Option("--steps", min=1, max=MAX_STEPS)] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -362,7 +365,9 @@ def ablate(
     harmless: Annotated[Path, typer.Option("--harmless", help=PROMPTS)],
     roles: Roles = "SCU",
     mode: Annotated[str, typer.Option("--mode", help="mean, zero, resample")] = "mean",
-    controls: Annotated[int, typer.Option("--controls", min=1, help="matched random sets to generate with")] = 3,
+    controls: Annotated[
+        int, typer.Option("--controls", min=1, max=1000, help="matched random sets to generate with")
+    ] = 3,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
     ] = None,
@@ -505,6 +510,10 @@ def finetune(
     check_policy(policy)
     if lr is not None and not 0 < lr < 1:
         raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")
+    if (roles or top_cu) and not (freeze or train_only):
+        raise BadInput("--roles and --top-cu say which units of a units file: give --freeze UNITS, or leave them out")
+    if top_cu and train_only:
+        raise BadInput("--top-cu belongs to --freeze; leave it out, or name the roles to train with --roles")
     prompts = commands.read_limited(data, None, need_answers=True)
     options = finetune.FinetuneOptions(
         method=method,
@@ -617,19 +626,26 @@ def patch(
 # ---- entry
 
 
-USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-"""A disk that is full or read-only is for the user to mend."""
+USERS_FILES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+"""A disk that is full or read-only, a name that no file can have: for the user to mend."""
 
 
 def main() -> NoReturn:
     """Entry point: exit status 0 done, 2 bad input (one line), 1 a fault of ours, 130 interrupted."""
     from typer.exceptions import TyperException
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to lose the answer
     try:
         # Typer turns Ctrl-C into a returned 130, and hands back what a command returns (ours return nothing).
         code = app(standalone_mode=False) or 0
         if code == 130:
             raise KeyboardInterrupt
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except BadInput as e:
         code = _complain(str(e), 2)
     except TyperException as e:
@@ -639,21 +655,41 @@ def main() -> NoReturn:
         code = _complain(e.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted; finished stages are kept, the same command resumes", 130)
-    except SsahLensError as e:
-        code = _complain(str(e), 1)
+    except (BrokenPipeError, SystemExit):  # typer makes the second of the first
+        code = 0  # whoever read our answer has had enough of it
+        _drop_output()
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in USERS_DISK:
-            where = e.filename or "the output"
-            sys.exit(_complain(f"cannot write '{where}': {e.strerror}; finished stages are kept", 2))
-        if os.environ.get("SSAH_LENS_DEBUG"):
-            raise
-        what = f"{type(e).__name__}: {e}"
-        code = _complain(f"a fault of ours: {what}; please report it, with SSAH_LENS_DEBUG=1 for the traceback", 1)
+        code = _failed(e)
     sys.exit(code)
 
 
+def _failed(e: Exception) -> int:
+    """What no command expected: the user's disk and memory are theirs to mend, the rest is a fault of ours."""
+    if isinstance(e, OSError) and e.errno in USERS_FILES:
+        where = f"'{e.filename}'" if e.filename else "the output"
+        if e.filename is None:
+            _drop_output()
+        return _complain(f"cannot use {where}: {e.strerror}; finished stages are kept", 2)
+    if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or type(e).__name__ == "OutOfMemoryError":
+        return _complain("not enough memory: give less at once, a smaller model or --dtype bfloat16", 2)
+    if os.environ.get("SSAH_LENS_DEBUG"):
+        raise e
+    what = str(e) if isinstance(e, SsahLensError) else f"{type(e).__name__}: {e}"
+    return _complain(
+        f"a fault of ours: {what}; please report it where you got ssah-lens, with the command and what it prints with "
+        "SSAH_LENS_DEBUG=1 set",
+        1,
+    )
+
+
+def _drop_output() -> None:
+    """What is still unwritten cannot be: without this, Python would complain about it at exit."""
+    with suppress(OSError, ValueError):  # not a file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, code: int) -> int:
-    print("ssah-lens: " + " ".join(message.split()), file=sys.stderr)
+    print("ssah-lens: " + printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

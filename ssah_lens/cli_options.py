@@ -13,13 +13,14 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ssah_lens.errors import BadInput
+from ssah_lens.show.text import printable
 
 Model = Annotated[str, typer.Argument(help="built-in name, folder, .gguf file or hub id")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no notes and no progress bars")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of everything random")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of everything random")]
 OptionalFile = Annotated[
     Optional[Path], typer.Option(help="prompt file, set or hub id; the shipped collection when not given")
 ]
@@ -35,7 +36,7 @@ class Shell:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def answer(self, result: Any, table: Callable[[], None]) -> None:
         """The JSON object, or a table for people."""

@@ -11,21 +11,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ssah_lens.errors import BadInput
 
 Profile = Literal["quick", "standard", "full"]
+MAX_STEPS, MAX_BATCH = 1_000_000, 4096
+"""More is a slip of the finger, and would fill the memory before anything is said."""
+MAX_BYTES = 16_000
+"""Largest configuration file that is read: a whole one takes 2 kB, and a key of many parts takes tomllib long."""
+SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
 
 
 Mode = Literal["mean", "zero", "resample"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(72, ge=1)
-    lr: float = Field(1.5e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
+    steps: int = Field(72, ge=1, le=MAX_STEPS)
+    lr: float = Field(1.5e-4, gt=0, lt=1)
+    batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
     ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
     answer_tokens: int = Field(20, ge=4)
@@ -47,7 +53,7 @@ class MeasureConfig(_Section):
     harmful: Limit = 32
     ordinary: Limit = 24
     twins: Limit = 16
-    max_new_tokens: int = Field(12, ge=4)
+    max_new_tokens: int = Field(12, ge=4, le=2048)
     choices: Limit = 30
     prose: Limit = 8
     judge: str = "keyword"
@@ -82,7 +88,7 @@ class UnitsConfig(_Section):
     score: str = "mask"
     calibration: int = Field(36, ge=8, description="harmful and as many harmless train prompts")
     validation: int = Field(24, ge=8, description="harmful and as many harmless validation prompts")
-    steps: int = Field(18, ge=1, description="optimizer steps of a score that learns")
+    steps: int = Field(18, ge=1, le=MAX_STEPS, description="optimizer steps of a score that learns")
     exact_units: int | None = Field(None, ge=8, description="units that the exact score measures; all when not given")
     exact_prompts: int = Field(16, ge=1, description="prompts of each side that it measures them on")
 
@@ -90,9 +96,9 @@ class UnitsConfig(_Section):
 class AblateConfig(_Section):
     """Role ablation on the test split."""
 
-    controls: int = Field(3, ge=1, description="matched random sets that are generated and judged, per role")
-    other_controls: int = Field(1, ge=1, description="the same for roles other than SCU")
-    score_controls: int = Field(10, ge=1, description="matched random sets measured by refusal score only")
+    controls: int = Field(3, ge=1, le=1000, description="matched random sets that are generated and judged, per role")
+    other_controls: int = Field(1, ge=1, le=1000, description="the same for roles other than SCU")
+    score_controls: int = Field(10, ge=1, le=1000, description="matched random sets measured by refusal score only")
     modes: tuple[Mode, ...] = Field(("mean", "zero"), min_length=1, description="the first one gets the controls")
     doses: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((), description="shares of each kind's units")
     harmful: tuple[str, ...] = Field((), description="more harmful sets: files, shipped names, hub ids")
@@ -114,11 +120,11 @@ class StabilityConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(16, ge=1)
-    lr: float = Field(1e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
+    steps: int = Field(16, ge=1, le=MAX_STEPS)
+    lr: float = Field(1e-4, gt=0, lt=1)
+    batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=1000)
 
 
 class TuningConfig(_Section):
@@ -153,7 +159,7 @@ class StudyConfig(_Section):
     model: str = "smollm2-135m"
     unaligned: str | None = None
     profile: Profile = "quick"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
     dtype: str = "float32"
     align: AlignConfig = AlignConfig()
@@ -262,9 +268,9 @@ def study_config(file: Path | None = None, **overrides: Any) -> StudyConfig:
     try:
         return StudyConfig(**merged)
     except ValidationError as e:
-        first = e.errors()[0]
+        first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise BadInput(f"configuration: {where}: {first['msg']} (got {first['input']!r})") from e
+        raise BadInput(f"configuration: {where[:SHOWN]}: {first['msg']} (got {_shown(first['input'])})") from e
 
 
 def to_toml(config: StudyConfig) -> str:
@@ -276,8 +282,21 @@ def to_toml(config: StudyConfig) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise BadInput(f"configuration '{file}' cannot be read: {e.strerror}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        with file.open("rb") as f:
+            content = f.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as e:  # a name with a NUL is a ValueError
+        raise BadInput(f"configuration '{file}' cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    if len(content) > MAX_BYTES:
+        raise BadInput(f"configuration '{file}' holds more than {MAX_BYTES // 1000} kB; keep the fields you change")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:  # a number of too many digits is a plain ValueError
         raise BadInput(f"configuration '{file}' is not valid TOML: {e}") from e
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deep"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -10,8 +10,11 @@ class SsahLensError(Exception):
 class BadInput(SsahLensError, ValueError):
     """The user can mend it: the message says what was got, what is allowed and what to do.
 
-    The command line prints it on one line and exits with status 2.
+    It is one line, whatever the names and contents that it repeats. The command line prints it and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class Fault(SsahLensError, RuntimeError):

@@ -7,6 +7,7 @@ or an attention head. Every mask here says True = in the set.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,12 @@ from ssah_lens.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+COLUMNS = ["kind", "layer", "index", "I_S", "I_U", "role"]
+"""Of a units file."""
+MAX_UNITS = 100_000_000
+"""More than any model has; a file that says so is not one of ours."""
 
 
 class Kind(StrEnum):
@@ -261,7 +268,8 @@ class UnitTable:
         except OSError as e:
             raise BadInput(f"cannot write '{path}': {e.strerror or e}; choose another --out") from e
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, grid: UnitGrid | None = None) -> UnitTable:
@@ -276,19 +284,22 @@ class UnitTable:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            meta = json.loads(table.schema.metadata[b"ssah_lens"])
-            own, frame = UnitGrid(**meta["grid"]), table.to_pandas()
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                meta = json.loads(file.schema_arrow.metadata[b"ssah_lens"])
+                own = _whole_grid(UnitGrid(**meta["grid"]))
+                if file.metadata.num_rows != own.n_units:  # asked first: a small file can unpack to any size
+                    raise ValueError(f"{file.metadata.num_rows} rows, expected {own.n_units}")
+                frame = file.read(columns=COLUMNS).to_pandas(ignore_metadata=True)
             columns = {k: frame[frame["kind"] == k] for k in Kind}
             safety = {k: _grid_column(own, k, columns[k], "I_S", np.float64) for k in Kind}
             utility = {k: _grid_column(own, k, columns[k], "I_U", np.float64) for k in Kind}
             role = {k: _grid_column(own, k, columns[k], "role", object) for k in Kind}
             if not all(np.isin(r.astype(str), list(Role)).all() for r in role.values()):
                 raise ValueError("a unit without a role")
-            provenance, sure = meta["provenance"], None
+            provenance, sure = _whole_provenance(meta["provenance"], own), None
             if "confidence" in frame:
                 sure = {k: _grid_column(own, k, columns[k], "confidence", np.float64) for k in Kind}
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as e:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, IndexError, RecursionError) as e:
             raise BadInput(
                 f"'{path}' is not a whole units file ({type(e).__name__}); "
                 "make one with: ssah-lens units MODEL --out FILE.parquet"
@@ -300,6 +311,26 @@ class UnitTable:
             )
         roles = {r: UnitSet(own, {k: role[k] == str(r) for k in Kind}) for r in Role}
         return cls(own, safety, utility, roles, provenance, sure)
+
+
+def _whole_grid(grid: UnitGrid) -> UnitGrid:
+    if not all(type(value) is int and value >= 0 for value in vars(grid).values()):
+        raise ValueError("a grid of no whole numbers")
+    if not 1 <= grid.n_units <= MAX_UNITS or grid.block_parameters < 1:
+        raise ValueError(f"{grid.n_units} units, {grid.block_parameters} parameters")
+    return grid
+
+
+def _whole_provenance(said: object, grid: UnitGrid) -> dict:
+    """What others read of it must be what they expect; the rest is only shown."""
+    if not isinstance(said, dict):
+        raise ValueError("provenance is no object of named values")
+    layers = said.get("layers")
+    if layers is not None:
+        start, stop = layers
+        if type(start) is not int or type(stop) is not int or not 0 <= start < stop <= grid.n_layers:
+            raise ValueError(f"layers {layers}")
+    return said
 
 
 def _grid_column(grid: UnitGrid, kind: Kind, frame: pd.DataFrame, column: str, dtype) -> np.ndarray:

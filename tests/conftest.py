@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -221,3 +224,39 @@ def micro_copy(micro: ChatModel, make_tokenizer: Callable) -> ChatModel:
 def qwen_copy(micro_qwen: ChatModel, make_tokenizer: Callable) -> ChatModel:
     """A micro Qwen2 to change."""
     return copied(micro_qwen, make_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def micro_folder(micro: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared micro Llama as a folder. Leave its files alone."""
+    from ssah_lens.chat.save import save_model
+
+    return save_model(micro, tmp_path_factory.mktemp("models") / "micro")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: its exit status and its streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lens(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """The command line in this process: `lens("models", "--json")`. Whatever a library writes is caught as well."""
+    from ssah_lens.cli import main
+
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):  # a command sets them for its process
+        monkeypatch.setenv(name, os.environ.get(name, "error" if name.startswith("T") else "1"))
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ssah-lens", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        out, err = capfd.readouterr()
+        return Said(int(done.value.code), out, err)
+
+    return run

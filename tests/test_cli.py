@@ -26,13 +26,6 @@ def run(*words: str, cwd: Path | None = None, **env: str) -> subprocess.Complete
     )
 
 
-@pytest.fixture(scope="session")
-def micro_folder(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ssah_lens.chat.save import save_model
-
-    return save_model(micro, tmp_path_factory.mktemp("models") / "micro")
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     file = tmp_path / "prompts.txt"
@@ -320,7 +313,7 @@ def test_transfer_prints_shares_of_all_units(micro, tmp_path: Path):
 
 
 def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):
-    words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2000"]
+    words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "400"]
     job = subprocess.Popen(
         [sys.executable, "-m", "ssah_lens", *words],
         cwd=ROOT,

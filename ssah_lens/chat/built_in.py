@@ -96,7 +96,7 @@ BUILT_IN: dict[str, BuiltIn] = {
 def cache_dir() -> Path:
     """The folder of fetched models: `$SSAH_LENS_CACHE`, else the user's cache folder of this system."""
     if chosen := os.environ.get("SSAH_LENS_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # unlike Path's, it takes any name without raising
     from platformdirs import user_cache_path
 
     return user_cache_path("ssah-lens", appauthor=False)
@@ -210,6 +210,12 @@ def read_plain(
         raise BadInput(
             f"cannot load {name}: {len(lacking)} weights that its config asks for are missing or have another "
             f"shape (first: {lacking[0]}): save the model again with save_pretrained"
+        )
+    broken = [key for key, p in model.named_parameters() if not p.sum().isfinite() and not p.isfinite().all()]
+    if broken:  # the sum is quick, and only where it overflows or is NaN does one look at every number
+        raise BadInput(
+            f"cannot load {name}: {len(broken)} weights hold numbers that are not finite (first: {broken[0]}): the "
+            "training that made them diverged, or the file is damaged; take an earlier copy"
         )
     # What a GGUF load leaves on a model that is plain and dense: with it, it could be neither saved nor trained.
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):

@@ -209,14 +209,15 @@ def match(data: Data) -> Matching:
     """How alike the sides are, in length, opening, tokens and words."""
     rows = data["refusal_pairs"]
     words = [np.array([len(r[side].split()) for r in rows], dtype=float) for side in SIDES]
-    of = lambda split: tuple([r[side] for r in rows if r["split"] == split] for side in SIDES)
+    texts = lambda side, split: [r[side] for r in rows if r["split"] == split]
+    of = lambda split: (texts(SIDES[0], split), texts(SIDES[1], split))
     ordinary = lambda split: [r["instruction"] for r in data["instructions"] if r["split"] == split]
     template, n = Counter(opening(r["harmful"]) for r in rows).most_common(1)[0]
     aligned = aligned_ids(rows)
     return Matching(
         words=(float(words[0].mean()), float(words[1].mean())),
         words_difference=mean(words[0] - words[1]),
-        length_auroc=auroc(*words, paired=True),
+        length_auroc=auroc(words[0], words[1], paired=True),
         template=template,
         template_share=n / len(rows),
         aligned={name: len(ids) for name, ids in aligned.items()},
@@ -239,7 +240,7 @@ def aligned_ids(rows: list[dict]) -> dict[str, set[str]]:
     for name in (n for n in built_in.BUILT_IN if built_in.is_cached(n)):
         file = Tokenizer.from_file(str(built_in.cached_folder(name) / "tokenizer.json"))
         encode = lambda texts, file=file, **options: {"input_ids": [e.ids for e in file.encode_batch(texts, **options)]}
-        out[name] = {p.id for p in token_aligned(encode, *sides)[0]}
+        out[name] = {p.id for p in token_aligned(encode, sides[0], sides[1])[0]}
     return out
 
 

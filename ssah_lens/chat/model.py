@@ -20,6 +20,7 @@ from torch import Tensor
 from ssah_lens.chat import weights
 from ssah_lens.chat.anatomy import Anatomy, anatomy
 from ssah_lens.chat.batch import BATCH_TOKENS, FORWARD_OVERHEAD, STEP_OVERHEAD, Batch, Position, Row, by_length, pad
+from ssah_lens.chat.fits import check_fits
 from ssah_lens.errors import BadInput
 from ssah_lens.units import UnitGrid
 
@@ -83,6 +84,8 @@ class ChatModel:
         source = weights.resolve(model, note=note)
         plain, tokenizer = weights.load_plain(source, dtypes[dtype])
         try:
+            if device == "meta":
+                raise RuntimeError("it holds no numbers")
             plain = plain.to(device)
         except (RuntimeError, AssertionError) as e:
             raise BadInput(f"device '{device}' cannot be used: {str(e).splitlines()[0]}; try --device cpu") from e
@@ -120,8 +123,17 @@ class ChatModel:
         """The chat template around one user turn, up to the generation prompt."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._templated(messages, add_generation_prompt=True)
         return text if self.has_chat_template else self._bos() + text
+
+    def _templated(self, messages: list[dict[str, str]], **options: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except Exception as e:  # the template is a program that came with the model: whatever it raises, it is its own
+            raise BadInput(
+                f"the chat template of {self.name} fails on turns of {', '.join(m['role'] for m in messages)}: "
+                f"{weights.first_line(e)}; leave out the system prompt, or mend chat_template in its tokenizer files"
+            ) from e
 
     def _bos(self) -> str:
         """What this tokenizer itself puts before a text; '' for most chat models."""
@@ -145,6 +157,8 @@ class ChatModel:
     def _tail(self, system: str | None) -> int:
         """Characters that the template writes after the user's text."""
         text = self.render(PROBE, system)
+        if PROBE not in text:
+            raise BadInput(f"the chat template of {self.name} leaves out what the user says; mend its chat_template")
         return len(text) - text.rindex(PROBE) - len(PROBE)
 
     def response_tokens(self, text: str, ended: bool = True) -> list[int]:
@@ -197,7 +211,12 @@ class ChatModel:
             yield chosen, self.pad([rows[i] for i in chosen], share_prefix)
 
     def pad(self, rows: Sequence[Row], share_prefix: bool = False) -> Batch:
-        """One left-padded batch of these rows, in their order."""
+        """One left-padded batch of these rows, in their order.
+
+        Raises:
+            BadInput: a row that is longer than the context, or tokens that the model has no embedding for.
+        """
+        check_fits(self.plain, rows, self.name)
         return pad(rows, self.tokenizer.pad_token_id, share_prefix and not self.slides).to(self.device)
 
     @cached_property
@@ -304,6 +323,9 @@ class ChatModel:
             sample_seed: None for greedy decoding; a seed samples from the model's own distribution (temperature 1).
             prefix: token ids that every response is made to begin with; they are part of what is returned.
             at_decision: called once per batch with its prompts' indices and the logits of the first new token.
+
+        Raises:
+            BadInput: a prompt that leaves no room for the response in the model's context.
         """
         from transformers import GenerationConfig
 
@@ -319,6 +341,7 @@ class ChatModel:
         )
         out: list[list[int]] = [[] for _ in prompts]
         rows = self.rows(prompts, [prefix] * len(prompts), system)
+        check_fits(self.plain, rows, self.name, max_new_tokens - len(prefix), prompts)
         overhead = FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens
         for chosen, batch in progress(list(self.batches(rows, batch_tokens, overhead=overhead)), what):
             cache, mask = self._run_prefix(self.bridge.original_model, batch)
@@ -341,9 +364,9 @@ class ChatModel:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _find_turn_end(self) -> int:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}], tokenize=False
-        )
+        text = self._templated([{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}])
+        if PROBE not in text:
+            raise BadInput(f"the chat template of {self.name} leaves out what the model says; mend its chat_template")
         after = self.tokenizer(text[text.rindex(PROBE) + len(PROBE) :], add_special_tokens=False)["input_ids"]
         special = [t for t in after[:1] if t in self.tokenizer.all_special_ids]
         return special[0] if special else _as_list(self.tokenizer.eos_token_id)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def prompt_set(source: str | Path, need_answers: bool = False) -> PromptSet:
     if text.startswith(PREFIX):
         return read_hub(text, need_answers)
     name, _, split = text.partition(":")
-    if name not in SHIPPED or Path(text).is_file():
-        if Path(text).is_file() or any(text.lower().endswith((f, f"{f}.gz")) for f in FORMATS):
+    is_file = os.path.isfile(text)
+    if name not in SHIPPED or is_file:
+        if is_file or any(text.lower().endswith((f, f"{f}.gz")) for f in FORMATS):
             return read_prompts(source, need_answers)
         raise BadInput(f"no prompt file or set '{text}': shipped are {', '.join(SHIPPED)}; from the hub {FORM}")
     has_splits = name in ("harmful", "harmless", *STYLES)
@@ -132,7 +134,8 @@ def token_aligned(
     same = lambda a, b: len(a) == len(b)
     differ = [sum(map(int.__ne__, a, b)) if same(a, b) else 0 for a, b in zip(*sides, strict=True)]
     kept = [i for i, n in enumerate(differ) if 1 <= n <= most]
-    return tuple(PromptSet(s.name, tuple(s[i] for i in kept)) for s in (harmful, harmless))
+    of = lambda side: PromptSet(side.name, tuple(side[i] for i in kept))
+    return of(harmful), of(harmless)
 
 
 def refusals(split: str = "train") -> list[str]:

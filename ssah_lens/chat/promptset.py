@@ -104,7 +104,7 @@ class PromptSet(Sequence[Prompt]):
         Raises:
             BadInput: shares that do not add up to 1.
         """
-        if any(s <= 0 for s in shares) or abs(sum(shares) - 1) > 1e-9:
+        if not all(s > 0 for s in shares) or not abs(sum(shares) - 1) <= 1e-9:
             raise BadInput(f"shares of a split are {tuple(shares)}: allowed are positive numbers that add up to 1")
         order = np.random.default_rng(seed).permutation(len(self))
         ends = np.round(np.cumsum(shares) * len(self)).astype(int)
@@ -116,6 +116,8 @@ class PromptSet(Sequence[Prompt]):
         """n prompts without replacement, in their order; all of them when n is None or larger than the set."""
         if n is None or n >= len(self):
             return self
+        if n < 0:
+            raise BadInput(f"a sample of {n} prompts: allowed is 0 or more, or None for all")
         rows = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
         return PromptSet(self.name, tuple(self.prompts[i] for i in rows))
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,14 +70,12 @@ def read_pairs(path: str | Path) -> tuple[PromptSet, PromptSet]:
         raise BadInput(f"'{path}' has columns {', '.join(first) or 'none'}: pairs need {allowed}")
     shared = lambda row: {c: row[c] for c in (*ID_COLUMNS, *CATEGORY_COLUMNS) if c in row}
     labels = ("unsafe", "safe") if columns == PAIR_COLUMNS[0] else ("", "")
-    return tuple(
-        prompts_of(
-            f"'{path}' column '{c}'",
-            f"{_stem(path)}, {c}",
-            [{"prompt": row.get(c), "label": label, **shared(row)} for row in rows],
-        )
-        for c, label in zip(columns, labels, strict=True)
+    side = lambda c, label: prompts_of(
+        f"'{path}' column '{c}'",
+        f"{_stem(path)}, {c}",
+        [{"prompt": row.get(c), "label": label, **shared(row)} for row in rows],
     )
+    return side(columns[0], labels[0]), side(columns[1], labels[1])
 
 
 def prompts_of(where: str, name: str, rows: Sequence[Any], need_answers: bool = False) -> PromptSet:
@@ -102,13 +101,15 @@ def prompts_of(where: str, name: str, rows: Sequence[Any], need_answers: bool = 
 def read_rows(path: Path) -> list[Any]:
     packed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it takes any name without raising
         raise BadInput(f"no prompt file '{path}'")
     if suffix not in FORMATS:
         raise BadInput(f"'{path}' is not a prompt file: allowed are {', '.join(FORMATS)}, also packed as .gz")
     text = _text(path, packed)
-    rows = {".txt": _lines, ".csv": _csv, ".json": _json, ".jsonl": _json_lines}[suffix](path, text)
-    return [{"prompt": row} if isinstance(row, str) else row for row in rows]
+    read: dict[str, Callable[[Path, str], Sequence[Any]]] = {
+        ".txt": _lines, ".csv": _csv, ".json": _json, ".jsonl": _json_lines,
+    }  # fmt: skip
+    return [{"prompt": row} if isinstance(row, str) else row for row in read[suffix](path, text)]
 
 
 def _text(path: Path, packed: bool) -> str:

@@ -19,9 +19,9 @@ def check_free(folder: Path) -> None:
     Raises:
         BadInput: it exists and is not empty, or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"output folder '{folder}' exists already; choose another --out, or delete it")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"output folder '{folder}' exists already; choose another --out, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent):
             pass

@@ -13,7 +13,7 @@ ALLOWED_SPLITS = {
     "refusals": ("train", "held_out"),
 }
 LABELS = ("refused", "fulfilled", "incoherent")
-_TEXT = {"id": str, "split": str, "category": str}
+_TEXT: dict[str, type] = {"id": str, "split": str, "category": str}
 FIELDS: dict[str, dict[str, type]] = {
     "refusal_pairs": _TEXT | {"phrasing": str, "harmful": str, "harmless": str},
     "instructions": _TEXT | {"instruction": str, "response": str},

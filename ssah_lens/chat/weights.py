@@ -5,6 +5,7 @@ Everything is read as safetensors or GGUF only: pickled weights and a model's ow
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -141,9 +142,20 @@ def _file_source(path: Path) -> Source:
 
 
 def _check_headers(folder: Path) -> None:
-    """Name the damaged file: a cut or garbled safetensors file has a header that does not fit its length."""
+    """Name the damaged file: a cut or garbled safetensors file has a header that does not fit its length.
+
+    An index may name safetensors files of its own folder only: transformers would unpickle any other.
+    """
     from safetensors import SafetensorError, safe_open
 
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            shards = set(json.loads(path.read_bytes())["weight_map"].values())
+            wrong = [s for s in shards if not s.endswith(".safetensors") or Path(s).name != s]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise BadInput(f"{path} is corrupt ({first_line(error)}): copy or fetch it again") from error
+        if wrong and path.name.endswith(".safetensors.index.json"):
+            raise BadInput(f"{path} names '{min(wrong)}', which is no safetensors file of that folder: save it again")
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Row
+from ssah_lens.chat.built_in import first_line
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
@@ -467,9 +468,16 @@ class _Store:
             return cls(np.full(shape, np.nan))
         name = path.with_suffix(".json")
         if path.is_file() and name.is_file():
-            if json.loads(name.read_text(encoding="utf-8")).get("key") != key:
+            try:
+                kept = json.loads(name.read_bytes())["key"]
+                values = np.load(path, mmap_mode="r+")
+            except (ValueError, KeyError, TypeError, EOFError, RecursionError) as e:
+                raise BadInput(f"'{path}' or its .json is damaged ({first_line(e)}); remove both to start anew") from e
+            if kept != key:
                 raise BadInput(f"'{path}' holds another sweep; choose another file or remove it")
-            return cls(np.load(path, mmap_mode="r+"))
+            if values.shape != shape or values.dtype != np.float64:
+                raise BadInput(f"'{path}' is damaged (it holds {values.shape}, not {shape}); remove it to start anew")
+            return cls(values)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
         values[:] = np.nan

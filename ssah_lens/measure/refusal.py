@@ -14,6 +14,7 @@ from torch import Tensor
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.errors import BadInput
 from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.stats import Estimate
 
@@ -133,8 +134,13 @@ def refusal_tokens(model: ChatModel, harmful: Refusals, harmless: Refusals) -> l
 
 def log_odds(logits: Float[Tensor, "batch vocab"], tokens: Iterable[int]) -> Float[Tensor, " batch"]:
     """Arditi's refusal score: log p_ref - log(1 - p_ref), in float64, from decision-position logits."""
+    tokens = list(tokens)
+    if not tokens:
+        raise BadInput("the refusal score needs at least one refusing token")
+    if not 0 <= min(tokens) <= max(tokens) < logits.shape[-1]:
+        raise BadInput(f"no token {max(tokens)}: the vocabulary has 0-{logits.shape[-1] - 1}")
     chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    chosen[list(tokens)] = True
+    chosen[tokens] = True
     wide = logits.double()
     return wide[:, chosen].logsumexp(-1) - wide[:, ~chosen].logsumexp(-1)
 

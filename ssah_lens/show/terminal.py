@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssah_lens.results import AlignReport, DirectionReport, FinetuneReport, PatchMap
+from ssah_lens.show.text import printable
 from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
 
@@ -15,16 +16,16 @@ def estimate(e: Estimate) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table on standard output; cells are never read as markup."""
+    """Prints a table on standard output; cells are never read as markup, nor by the terminal as commands."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(title), title_justify="left")
+    drawn = Table(title=Text(printable(title)), title_justify="left")
     for column in columns:
-        drawn.add_column(column)
+        drawn.add_column(Text(printable(column)))
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(drawn)
 
 

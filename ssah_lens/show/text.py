@@ -77,11 +77,13 @@ def listed(items: list[str]) -> str:
 
 
 def clean(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Untrusted text, cut, with what could rearrange or hide its neighbours (controls, bidi marks) made visible.
+    """Untrusted text, printable and cut. Escaping is the template's work."""
+    shown = printable(text)
+    return shown if len(shown) <= limit else shown[:limit].rstrip() + " …"
 
-    Escaping is the template's work.
-    """
-    shown = "".join(
+
+def printable(text: str) -> str:
+    """Untrusted text with what could rearrange or hide its neighbours (controls, escapes, bidi marks) as U+FFFD."""
+    return "".join(
         c if c in KEPT_CONTROLS or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text
     )
-    return shown if len(shown) <= limit else shown[:limit].rstrip() + " …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +206,7 @@ def check_judge(name: str) -> None:
 
 def check_writable(file: Path) -> None:
     """Raises BadInput when a file cannot be made here, before any long work."""
-    if file.is_dir():
+    if os.path.isdir(file):
         raise BadInput(f"'{file}' is a folder; --out takes a file name ending in .parquet")
     probe = file.with_name(file.name + ".partial")
     try:

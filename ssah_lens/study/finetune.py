@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from ssah_lens.study.freeze import frozen_set
 from ssah_lens.train.adapters import save_tuned
 from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.data import check_rows, rows_of
+from ssah_lens.train.freeze import FrozenSlices, layer_slices, owned_slices
 from ssah_lens.train.loop import Diverged, Trained, TrainSettings
-from ssah_lens.train.methods import MIX, Method, check_method, default_lr, tune
-from ssah_lens.train.trainable import Policy
+from ssah_lens.train.methods import MIX, Method, check_method, check_units, default_lr, tune
+from ssah_lens.train.trainable import Policy, trainable_parts
 from ssah_lens.units import Role, UnitSet
 
 HELD_OUT = 0.1
@@ -31,6 +33,7 @@ HELD_OUT = 0.1
 CURVE_PROMPTS = 24
 """Harmful validation prompts asked at each point of the curve; the test prompts are left for before and after."""
 CURVE_TOKENS = 12
+MAX_EPOCHS = 1000
 CHECKPOINT_EVERY = 50
 """Most steps between two checkpoints; a short run makes ten of them."""
 
@@ -78,17 +81,18 @@ def run_finetune(
             case the last good state has been saved.
     """
     check_method(options.method)
+    check_options(options)
     check_free(out)
     model = load()
     method = _method(model, options, note)
+    _check_something_left(model, method, options.policy)
     rows, held = _split(model, data, options.seed)
     _check_space(model, out)
     lr = default_lr(options.method) if options.lr is None else options.lr
     n_rows = len(rows) + (max(1, round(options.mix * len(rows))) if options.method == "mix-refusals" else 0)
-    steps = max(1, math.ceil(options.epochs * n_rows / options.batch_size))
-    settings = TrainSettings(
-        steps=steps, batch_size=options.batch_size, lr=lr, seed=options.seed, policy=options.policy
-    )
+    batch_size = min(options.batch_size, n_rows)
+    steps = max(1, math.ceil(options.epochs * n_rows / batch_size))
+    settings = TrainSettings(steps=steps, batch_size=batch_size, lr=lr, seed=options.seed, policy=options.policy)
     every = min(CHECKPOINT_EVERY, max(1, steps // 10))
     checkpoints = Checkpoints(options.checkpoints, every) if options.checkpoints else None
     before = check_model(model, held)
@@ -114,9 +118,29 @@ def run_finetune(
     return _report(model, out, before, after, tuned.trained, options.method, lr)
 
 
-def _method(model: ChatModel, options: FinetuneOptions, note: Note) -> Method:
+def check_options(options: FinetuneOptions) -> None:
+    """Refuses numbers out of range, and options that would be left unused without a word, before a model is loaded.
+
+    Raises:
+        BadInput: which one, and what is allowed.
+    """
+    if not 0 < options.epochs <= MAX_EPOCHS:
+        raise BadInput(f"--epochs is {options.epochs}; allowed is above 0 and at most {MAX_EPOCHS}")
+    if options.batch_size < 1:
+        raise BadInput(f"--batch-size is {options.batch_size}; allowed is 1 or more")
+    if not 0 < options.mix <= 1:
+        raise BadInput(f"--mix is {options.mix}; allowed is above 0 and at most 1, for example 0.1")
+    if options.freeze is not None and not 0 <= options.freeze[2] <= 1:
+        raise BadInput(f"--top-cu is {options.freeze[2]}; allowed is a share of all units from 0 to 1")
+    if options.checkpoints is not None and os.path.isfile(options.checkpoints):
+        raise BadInput(f"'{options.checkpoints}' is a file; --checkpoint takes a folder, which need not exist")
     if options.freeze and options.only:
         raise BadInput("--freeze and --train-only exclude each other; give one of them")
+    if options.layers is not None and options.method != "safety-layers":
+        raise BadInput(f"--layers belongs to --method safety-layers, not to {options.method}; leave it out")
+
+
+def _method(model: ChatModel, options: FinetuneOptions, note: Note) -> Method:
     freeze: UnitSet | None = None
     only: UnitSet | None = None
     if options.freeze:
@@ -128,6 +152,15 @@ def _method(model: ChatModel, options: FinetuneOptions, note: Note) -> Method:
         if not len(only):
             raise BadInput(f"'{file}' has no units of role {', '.join(roles)}: nothing would be trained")
     return Method(options.method, freeze, only, options.layers, options.mix)
+
+
+def _check_something_left(model: ChatModel, method: Method, policy: Policy) -> None:
+    """Units and layers that a method cannot hold are refused now, not after the model was measured."""
+    check_units(method)
+    if method.layers is not None:
+        trainable_parts(model, FrozenSlices(layer_slices(model.anatomy, method.layers)), policy)
+    elif method.freeze is not None:
+        trainable_parts(model, FrozenSlices(owned_slices(model.anatomy, method.freeze)), policy)
 
 
 def _split(model: ChatModel, data: PromptSet, seed: int) -> tuple[list[Row], list[Row]]:

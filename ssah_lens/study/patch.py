@@ -168,11 +168,28 @@ def run_patch(
     parse_site(site)
     _check_folder(out)
     found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note)
-    drawn = picture(found)
-    for name in FILES[1:]:
-        drawn.save(out / name)
-    (out / FILES[0]).write_text(json.dumps(asdict(found), allow_nan=False), encoding="utf-8")
+    _write(found, out)
     return found
+
+
+def _write(found: PatchMap, out: Path) -> None:
+    """All files or none: they are made in a hidden folder and moved when the last one is whole."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".patching-") as scratch:
+            drawn = picture(found)
+            for name in FILES[1:]:
+                drawn.save(Path(scratch) / name)
+            text = json.dumps(asdict(found), allow_nan=False)
+            (Path(scratch) / FILES[0]).write_text(text, encoding="utf-8")
+            for name in FILES:
+                (Path(scratch) / name).replace(out / name)
+    except (BadInput, OSError) as e:
+        if made:
+            out.rmdir()
+        what = getattr(e, "strerror", None) or e.__cause__ or e
+        raise BadInput(f"cannot write into '{out}': {what}; nothing was left there, choose another --out") from e
 
 
 def _check_folder(out: Path) -> None:
@@ -225,9 +242,9 @@ def _warn(found: Patched, note: Callable[[str], None]) -> None:
 
 
 def _check_layers(model: ChatModel, layers: Sequence[int] | None) -> None:
-    outside = [i for i in layers or () if not 0 <= i < model.grid.n_layers]
-    if outside:
-        raise BadInput(f"no layer {outside[0]}: the model has layers 0-{model.grid.n_layers - 1}")
+    outside = next((i for i in layers or () if not 0 <= i < model.grid.n_layers), None)  # a range may be endless
+    if outside is not None:
+        raise BadInput(f"no layer {outside}: the model has layers 0-{model.grid.n_layers - 1}")
 
 
 def _some(numbers: Sequence[int]) -> str:

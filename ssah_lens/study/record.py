@@ -71,7 +71,7 @@ class RunFolder:
         Raises:
             BadInput: it does not.
         """
-        if not (path / "config.toml").is_file():
+        if not os.path.isfile(path / "config.toml"):
             raise BadInput(f"'{path}' is not a run folder (no config.toml); make one with: ssah-lens study --out DIR")
         return cls(path)
 
@@ -158,9 +158,12 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         file = self.path / "record.json"
         try:
-            return dict(json.loads(file.read_bytes())) if file.is_file() else {}
-        except (ValueError, TypeError, RecursionError) as e:
+            found = json.loads(file.read_bytes()) if file.is_file() else {}
+        except (ValueError, RecursionError) as e:
             raise BadInput(f"'{file}' is damaged ({e}); choose another --out, or delete it") from e
+        if not isinstance(found, dict):
+            raise BadInput(f"'{file}' is damaged (no object of named values); choose another --out, or delete it")
+        return found
 
     def update_record(self, **values: Any) -> None:
         """Adds to `record.json`."""

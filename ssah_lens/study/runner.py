@@ -97,8 +97,10 @@ def run_study(
     left_out = LEFT_OUT.get(config.profile, ())
     wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
-    if unknown:
+    if unknown or not wanted:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
+    if not (out / "config.toml").exists():
+        _check_names(config)
     from ssah_lens.score import score
 
     score(config.units.score)  # an unknown one is refused now, not after the stages before it
@@ -129,9 +131,19 @@ def run_study(
 def not_run(folder: RunFolder, where: str = "DIR") -> dict[str, str]:
     """Hypotheses that the folder's profile leaves out -> what to run for them; `where` stands for the folder."""
     profile = folder.config.profile
-    missing = [s for s in LEFT_OUT.get(profile, ()) if not folder.done(s)]
+    missing = [s for s in LEFT_OUT.get(profile, ()) if s in SPEAKS_TO and not folder.done(s)]
     command = f"ssah-lens study --config {where}/config.toml --out {where} --stages"
     return {SPEAKS_TO[s]: f"not run in the {profile} profile; run {command} {s},report" for s in missing}
+
+
+def _check_names(config: StudyConfig) -> None:
+    """A model that is nowhere is refused before a run folder is made; built-in ones may still be fetched."""
+    from ssah_lens.chat import weights
+    from ssah_lens.chat.built_in import BUILT_IN
+
+    for name in (config.model, config.unaligned):
+        if name is not None and name not in BUILT_IN:
+            weights.resolve(name)
 
 
 def _run_stage(study: Study, stage: str) -> None:

@@ -54,6 +54,8 @@ def calibrate(
         seed: seed of whatever a score draws.
         refusal_tokens: tokens that open the model's refusals; found here when the score needs them and none are given.
     """
+    if unaligned is not None and unaligned.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise BadInput(f"'{unaligned.name}' has another vocabulary than '{model.name}': it is not its counterpart")
     if not refusal_tokens and config.score in NEED_TOKENS:
         refusal_tokens = find_refusal_tokens(model, harmful, harmless, seed)
     more = {

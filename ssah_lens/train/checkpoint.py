@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ class Checkpoints:
             kept = "the one before it is kept" if self.file.is_file() else "none was kept"
             raise BadInput(f"cannot write a checkpoint of step {done.step} in '{self.folder}': {what}; {kept}") from e
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def resume(self, key: str, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> Progress:
         """Puts parts, optimizer and random state back as they were; a run that has no checkpoint yet starts anew.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssah_lens.chat.batch import Position, Row
+from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet, pairs
 from ssah_lens.chat.prompts import refusals as written_refusals
@@ -37,11 +38,6 @@ def mixed_in(model: ChatModel, rows: Sequence[Row], share: float, seed: int) -> 
     return [*rows, *refusing_rows(model, harmful, seed)]
 
 
-def context_length(model: ChatModel) -> int | None:
-    """Tokens that the model was built for; None where its configuration does not say."""
-    return getattr(model.plain.config.get_text_config(), "max_position_embeddings", None)
-
-
 def check_rows(model: ChatModel, rows: Sequence[Row], name: str = "the training data") -> None:
     """Refuses what cannot be trained on.
 
@@ -50,7 +46,7 @@ def check_rows(model: ChatModel, rows: Sequence[Row], name: str = "the training 
     """
     if not rows or any(row.positions[-1] != Position.RESPONSE for row in rows):
         raise BadInput("training needs at least one example, and an answer in each")
-    longest = context_length(model)
+    longest = context_length(model.plain)
     long = [i for i, row in enumerate(rows) if longest is not None and len(row.ids) > longest]
     if long:
         raise BadInput(

@@ -51,6 +51,7 @@ def owned_slices(anatomy: Anatomy, units: UnitSet) -> list[Slice]:
     and its columns of o (`anatomy.Piece` says where a family keeps them). The k and v rows of a grouped-query group
     are held when any of its heads is in the set.
     """
+    _check_shape(anatomy, units)
     return [s for layer, _ in enumerate(anatomy.blocks) for s in _slices(anatomy, layer, units, any_head=True)]
 
 
@@ -59,6 +60,7 @@ def other_slices(anatomy: Anatomy, units: UnitSet) -> list[Slice]:
 
     The k and v rows of a group are trainable only when all of its heads are in the set.
     """
+    _check_shape(anatomy, units)
     layers = range(len(anatomy.blocks))
     return complement(
         anatomy.parameters, [s for layer in layers for s in _slices(anatomy, layer, units, any_head=False)]
@@ -92,6 +94,11 @@ def complement(parameters: Iterable[nn.Parameter], slices: Iterable[Slice]) -> l
         if rest.any():
             out.append(Slice(parameter, dim, rest.nonzero().squeeze(1).to(parameter.device)))
     return out
+
+
+def _check_shape(anatomy: Anatomy, units: UnitSet) -> None:
+    if units.grid != anatomy.grid:
+        raise BadInput("these units belong to a model of another shape")
 
 
 def _slices(anatomy: Anatomy, layer: int, units: UnitSet, any_head: bool) -> Iterator[Slice]:

@@ -66,6 +66,12 @@ class TrainSettings:
     keep_good: int = 8
     optimizer: Optimizer = "adamw"
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise BadInput(f"training takes {self.steps} steps of {self.batch_size} examples; allowed is 1 or more")
+        if not 0 < self.lr < math.inf:
+            raise BadInput(f"the learning rate is {self.lr}; allowed is a number above 0, for example 5e-5")
+
     def rate(self, step: int) -> float:
         """Learning rate of this step."""
         rise = max(1, round(self.warmup * self.steps))

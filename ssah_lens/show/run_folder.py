@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, words
 from ssah_lens.show.explorer import explorer
+from ssah_lens.show.patch_section import draw_patch
 from ssah_lens.show.report import write_report
 from ssah_lens.show.style import save_png
 from ssah_lens.units import UnitTable
@@ -39,6 +40,8 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
     if results.freeze is not None and results.freeze.arms:
         out["freezing"] = figures.freezing(results.freeze)
         out["training_freeze"] = figures.training(_runs(results.freeze), "Training loss of the benign fine-tuning")
+    if results.patch is not None:
+        out |= draw_patch(results.patch)
     return out
 
 

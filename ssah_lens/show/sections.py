@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssah_lens.results import AlignResult, Behaviour, RefusalResult, Results, UnitsResult
 from ssah_lens.show import words
 from ssah_lens.show.intervention_sections import ablate, freeze
+from ssah_lens.show.patch_section import patch_section
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
 from ssah_lens.show.text import cell, number
@@ -13,6 +14,7 @@ from ssah_lens.show.text import cell, number
 def sections(results: Results) -> list[Section]:
     """One section per stage that was run."""
     makers = {"align": _align, "refusal": _refusal, "units": _units, "ablate": ablate, "freeze": freeze}
+    makers["patch"] = patch_section
     return [make(getattr(results, stage)) for stage, make in makers.items() if getattr(results, stage) is not None]
 
 

@@ -116,7 +116,7 @@ class RunFolder:
     def results(self) -> Results:
         """All finished stages together, without the scorecard."""
         config = self.config
-        stages = {s: self.load_stage(s) for s in ("align", "refusal", "units", "ablate", "freeze")}
+        stages = {s: self.load_stage(s) for s in ("align", "refusal", "units", "ablate", "freeze", "patch")}
         return Results(model=config.model, profile=config.profile, **stages)
 
     @property

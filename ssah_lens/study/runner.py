@@ -29,14 +29,17 @@ NEEDS = {
     "units": ("refusal",),
     "ablate": ("units",),
     "freeze": ("units",),
+    "patch": ("align",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
+LEFT_OUT = {"quick": ("patch",)}
+"""Stages that a profile does only when they are asked for by name."""
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "report": 0.2},
+    "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "patch": 2, "report": 0.2},
+    "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "patch": 6, "report": 0.2},
+    "full": {"align": 4, "refusal": 8, "units": 15, "ablate": 120, "freeze": 90, "patch": 20, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
 CHECK_PROMPTS = 30
@@ -56,13 +59,14 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; all when None.
+        stages: which stages; when None all but those that the profile leaves out.
         note: called with lines of progress.
 
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    wanted = STAGES if stages is None else tuple(stages)
+    skipped = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in skipped) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
@@ -345,6 +349,15 @@ class Study:
             self.config.freeze,
             self.config.seed,
         )
+
+    def patch(self) -> Any:
+        """Activation patching over matched test pairs, and what stands in for exact effects."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.openings import find_openings
+        from ssah_lens.study.patch_stage import patch_stage
+
+        openings = find_openings(self.aligned, self.config.seed)
+        return patch_stage(self.aligned, *pairs("test"), openings, self.config.patch, self.config.seed, self.note)
 
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""

@@ -1,8 +1,8 @@
-"""How the cost of the exact sweep grows: with units, prompts, their length, the edited layer and positions; peak memory.
+"""How the cost of the exact sweep grows: with units, prompts, their length, the edited layer and positions; its memory.
 
     python benchmarks/growth.py [MODEL] [--json]
 
-One thing is varied at a time, everything else is 256 neurons spread over all layers, 32 prompts of 53 tokens on average,
+One thing is varied at a time; the rest is 256 neurons spread over all layers, 32 prompts of 53 tokens on average,
 the decision position. Every row is a process of its own, so that its peak memory is its own.
 """
 

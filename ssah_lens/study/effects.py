@@ -25,6 +25,9 @@ from ssah_lens.intervene.patching import Patched
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import sweep
 from ssah_lens.results import EffectAgreement
+from ssah_lens.show.effect_figures import agreement_picture
+from ssah_lens.show.picture import Picture
+from ssah_lens.study.openings import Openings, find_openings
 from ssah_lens.units import Kind
 
 SHARES = (0.001, 0.01, 0.05)
@@ -62,6 +65,38 @@ def unit_agreement(
     return compared(
         name, "exact effect", unit_names(edits), exact.effect.mean(1), guess, exact.estimand, metric.name, len(rows)
     )
+
+
+def agreement_view(
+    model: ChatModel,
+    prompts: Sequence[str],
+    of: str = "attribution",
+    units: int = 200,
+    steps: int = 0,
+    openings: Openings | None = None,
+    seed: int = 0,
+) -> Picture:
+    """`agreement_view(model, prompts)`: units as attribution patching guesses them against their exact effect.
+
+    Args:
+        model: the model.
+        prompts: harmful prompts; the metric is the logit difference of refusing and fulfilling openings.
+        of: 'attribution' (against the exact effect), or 'positions' (decision position against all positions).
+        units: random units; at all positions each takes a second or two on a laptop.
+        steps: 0 for the plain gradient, m >= 1 for integrated gradients.
+        openings: first tokens of refusals and answers; found from the model (some seconds) when None.
+        seed: of the sample.
+
+    Raises:
+        BadInput: another `of`.
+    """
+    if of not in ("attribution", "positions"):
+        raise BadInput(f"no view '{of}': allowed are attribution, positions")
+    metric = (openings or find_openings(model, seed)).metric
+    if of == "attribution":
+        return agreement_picture(unit_agreement(model, prompts, metric, units, steps, seed=seed))
+    rows = model.rows(prompts)
+    return agreement_picture(position_agreement(model, rows, metric, Fill("mean", collect(model, rows)), units, seed))
 
 
 def position_agreement(

@@ -21,7 +21,14 @@ from ssah_lens.intervene.sweep import Fill, sweep
 from ssah_lens.results import PatchResult, Results
 from ssah_lens.show.patch_section import draw_patch, patch_section
 from ssah_lens.show.sections import sections
-from ssah_lens.study.effects import cell_agreement, compared, position_agreement, unit_agreement, unit_names
+from ssah_lens.study.effects import (
+    agreement_view,
+    cell_agreement,
+    compared,
+    position_agreement,
+    unit_agreement,
+    unit_names,
+)
 from ssah_lens.study.openings import Openings
 from ssah_lens.study.patch_stage import matched, patch_stage
 
@@ -64,6 +71,14 @@ def test_units_are_compared_with_their_own_exact_effect(micro: ChatModel):
     better = unit_agreement(micro, PROMPTS, METRIC, units=None, steps=16)
     off = lambda a: np.abs(np.subtract(a.guess, a.exact)).mean()
     assert better.name == "integrated gradients, 16 steps" and off(better) < off(found)
+
+
+def test_one_line_makes_a_picture(micro: ChatModel):
+    for of, word in (("attribution", "Attribution patching"), ("positions", "Effect at the decision position")):
+        shown = agreement_view(micro, PROMPTS, of, units=8, openings=OPENINGS)
+        assert shown.figure._suptitle.get_text().startswith(word) and shown._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(BadInput, match="allowed are attribution, positions"):
+        agreement_view(micro, PROMPTS, "luck", openings=OPENINGS)
 
 
 def test_positions_are_two_estimands(micro: ChatModel):

@@ -122,7 +122,7 @@ def sweep(
         warnings.warn(f"{which} has no bfloat16 arithmetic: sweeping in float32", stacklevel=2)
         bfloat16 = False
     starts = np.cumsum([0, *(len(e) for e in edits)])
-    key = fingerprint(model, rows, metric, edits, fill, last, bfloat16)
+    key = fingerprint(model, rows, metric, edits, fill, last, bfloat16) if store else ""
     limits = room(model, max(len(r.ids) for r in rows))
     clean = np.full(len(rows), np.nan)
     with Store.open(store, (int(starts[-1]), len(rows)), key, limits) as kept:
@@ -132,7 +132,8 @@ def sweep(
         for number, (chosen, batch) in enumerate(batches):
             source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
             given = model, batch, metric, fill, source, last, bfloat16, chosen
-            runner, engine = _start(engine, given, kept.room)
+            runner = _start(engine, given, kept.room)
+            engine = "loop" if isinstance(runner, Looped) else engine
             clean[chosen] = _finite(runner.clean, metric, "on the undamaged model")
             for i in (i for b, i in plan if b == number):
                 e, cost = edits[i], _cost(model, edits[i], batch, last) / max(len(edits[i]), 1)
@@ -143,6 +144,7 @@ def sweep(
                     kept.values[np.ix_(starts[i] + part, chosen)] = found
                     bar.skip(cost * len(part))
         bar.close()
+        engine = "loop" if engine == "loop" else "replay"
         found = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
     return (
         replace(found, rounding=_rounding(model, rows, metric, fill, last, found))
@@ -151,17 +153,17 @@ def sweep(
     )
 
 
-def _start(engine: str, given: tuple, limits: Room) -> tuple[Runner, str]:
-    """The runner of a batch, and which engine it is; says so when it is not the fast one."""
+def _start(engine: str, given: tuple, limits: Room) -> Runner:
+    """The runner of a batch; says so when it falls back to the slow one."""
     if engine == "loop":
-        return Looped(*given, limits.chunk_tokens), engine
+        return Looped(*given, limits.chunk_tokens)
     try:
-        return Replayed(*given, limits.chunk_tokens), "replay"
+        return Replayed(*given, limits.chunk_tokens)
     except CannotReplay as e:
         if engine == "replay":
             raise BadInput(f"{e}; use engine='loop'") from e
         warnings.warn(f"{e}: falling back to one forward pass per intervention, which is slow", stacklevel=3)
-        return Looped(*given, limits.chunk_tokens), "loop"
+        return Looped(*given, limits.chunk_tokens)
 
 
 def _rounding(

@@ -71,13 +71,18 @@ def attribution_patching(
         theirs = model.pad([task.source[i] for i in chosen])
         read = lambda b, which=which: metric.of(decision_logits(model, b), which)
         given, other[chosen] = _activations(model, places, lambda b=theirs, read=read: read(b))
-        with torch.inference_mode():
-            base[chosen] = read(batch).double().cpu().numpy()
         if steps:
             replay = recorded(model, batch)
+            base[chosen] = metric.of(replay.logits, which).double().cpu().numpy()
             products = (integrated(replay, metric, which, *p, given[p], steps) for p in places)
         else:
-            own, slopes = gradients_at(model, places, lambda b=batch, read=read: read(b).sum())
+
+            def objective(batch=batch, chosen=chosen, read=read) -> Tensor:
+                found = read(batch)
+                base[chosen] = found.detach().double().cpu().numpy()
+                return found.sum()
+
+            own, slopes = gradients_at(model, places, objective)
             products = ((given[p] - own[p]) * slopes[p] for p in places)
         for i, product in enumerate(products):
             values[i][..., chosen] = _per_cell(product, batch, task)

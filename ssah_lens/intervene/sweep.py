@@ -146,11 +146,9 @@ def sweep(
         bar.close()
         engine = "loop" if engine == "loop" else "replay"
         found = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
-    return (
-        replace(found, rounding=_rounding(model, rows, metric, fill, last, found))
-        if bfloat16 and engine != "loop"
-        else found
-    )
+    if bfloat16 and engine == "replay":
+        return replace(found, rounding=_rounding(model, rows, metric, fill, last, found))
+    return found
 
 
 def _start(engine: str, given: tuple, limits: Room) -> Runner:

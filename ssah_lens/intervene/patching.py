@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +22,9 @@ from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, sweep
 from ssah_lens.stats import CONFIDENCE, N_RESAMPLES
+
+if TYPE_CHECKING:
+    from transformer_lens.patching import PatchingResult
 
 MIN_CONTRAST = 1e-6
 """Below this difference of the metric a pair has nothing to explain, and a normalised effect means nothing."""
@@ -68,6 +72,21 @@ class Patched:
         draws = np.stack([_ratio(self.values[..., i], self.clean[i], self.corrupted[i]) for i in chosen])
         tail = (1 - CONFIDENCE) / 2
         return np.nanquantile(draws, tail, axis=0), np.nanquantile(draws, 1 - tail, axis=0)
+
+    def to_patching_result(self) -> PatchingResult:
+        """The same as TransformerLens' own result, with its statistics; its baseline is the run that was patched.
+
+        Layers and positions are counted from 0 there, whatever layers were patched.
+        """
+        import pandas as pd
+        import torch
+        from transformer_lens.patching import PatchingResult
+
+        cells = pd.DataFrame(list(np.ndindex(self.values.shape[:-1])), columns=list(self.axes))
+        base = self.clean if self.noising else self.corrupted
+        return PatchingResult(
+            torch.as_tensor(self.values), list(self.axes), cells, ["metric"], False, torch.as_tensor(base)
+        )
 
 
 def activation_patching(

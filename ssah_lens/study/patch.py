@@ -160,20 +160,21 @@ def run_patch(
     layers: Sequence[int] | None,
     seed: int,
     note: Callable[[str], None],
+    steps: int | None = None,
 ) -> PatchMap:
     """`ssah-lens patch`: writes `patching.json`, `patching.png` and `patching.html` into a folder.
 
     Args:
         load: loads the model, after everything that needs no model was checked.
         out: a folder; it is made where it is not there.
-        site, noising, layers, seed, note: as for `patch`.
+        site, noising, layers, seed, note, steps: as for `patch`.
 
     Raises:
         BadInput: as `patch`, and a folder that cannot be written or that holds such a result.
     """
     parse_site(site)
     _check_folder(out)
-    found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note)
+    found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note, steps)
     drawn = picture(found)
     for name in FILES[1:]:
         drawn.save(out / name)

@@ -99,10 +99,10 @@ def test_maps_agree_over_the_cells_that_can_change(micro: ChatModel):
     assert same.spearman == pytest.approx(1) and set(same.overlap.values()) == {1.0} and not same.missed
     assert len(same.exact) == changeable(exact).sum() < exact.cells
     found = cell_agreement(exact, guess, "its value in the clean run")
-    assert found.spearman > 0.5 and found.name == "integrated gradients, 20 steps, attn"
+    assert found.name == "integrated gradients, 20 steps, attn"
     assert found.labels[-1] == "attn, layer 1, position -1" and found.n == 3
     at = found.labels.index("attn, layer 1, position -1")
-    assert found.exact[at] == pytest.approx(exact.effect[1, -1])
+    assert (found.exact[at], found.guess[at]) == (exact.effect[1, -1], guess.effect[1, -1])
     with pytest.raises(BadInput, match="not of the same cells"):
         cell_agreement(exact, activation_patching(micro, ["x"], ["y"], METRIC, Site.ATTN), "")
 

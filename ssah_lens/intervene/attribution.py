@@ -233,7 +233,7 @@ class Agreement:
     """How well an approximation ranks units like the exact effect.
 
     Attributes:
-        spearman: rank correlation over all units.
+        spearman: rank correlation over all units; NaN when one of the two is the same for all.
         overlap: share of the exact top units that are in the approximation's top, by share of units.
         n: units compared.
     """
@@ -266,4 +266,5 @@ def agreement(
         k = max(1, round(share * exact.size))
         top = [set(np.argsort(-np.abs(x) if by_size else x, kind="stable")[:k].tolist()) for x in (exact, guess)]
         overlap[share] = len(top[0] & top[1]) / k
-    return Agreement(float(spearmanr(exact, guess).statistic), overlap, exact.size)
+    constant = np.ptp(exact) == 0 or np.ptp(guess) == 0
+    return Agreement(np.nan if constant else float(spearmanr(exact, guess).statistic), overlap, exact.size)

@@ -4,12 +4,17 @@
 
 The loop is TransformerLens as documented: one `run_with_hooks` per unit, batched over the prompts, with their attention
 mask. 'plain hooks' is the same loop over the transformers model with a torch pre-hook and the last position's logits
-only. Every engine's values are compared with the loop's on the units that both ran.
+only; 'nnsight' is that loop as nnsight writes it (left out where nnsight is not installed: it is no dependency). Every
+engine's values are compared with the loop's on the units that both ran. All are warmed up on one unit.
+
+'Share of GEMM rate' is the work that an engine's blocks must do (ours: one clean pass, and of every edit the blocks and
+positions that it can change) over what the machine's rate for one large matrix product of this model would allow.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import resource
 import time
@@ -33,7 +38,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--units", type=int, default=1024, help="neurons swept by ours, evenly over layers")
-    parser.add_argument("--loop-units", type=int, default=6, help="neurons run by the loops")
+    parser.add_argument("--loop-units", type=int, default=4, help="neurons run by the loops")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     model = ChatModel.load(options.model)
@@ -54,6 +59,8 @@ def main() -> None:
         "GEMM rate, GFLOP/s": round(rate / 1e9, 1),
         "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+    if importlib.util.find_spec("nnsight") is None:
+        facts["left out"] = "nnsight (not installed)"
     if options.json:
         print(json.dumps({"facts": facts, "results": out}))
         return
@@ -70,38 +77,43 @@ def main() -> None:
 def compare(model, rows, metric: Metric, last: int | None, name: str, units: int, loop_units: int, rate: float) -> list:
     """Rows of the table for one choice of positions."""
     n_layers, d_mlp = model.grid.n_layers, model.grid.d_mlp
-    units = units if last == 1 else max(n_layers, units // 8) if last else 2 * n_layers
+    units = units if last == 1 else max(n_layers, units // 4) if last else n_layers
     rng = np.random.default_rng(0)
     chosen = [Edits(Site.NEURON, i, rng.choice(d_mlp, -(-units // n_layers), replace=False)) for i in range(n_layers)]
     few = [Edits(Site.NEURON, i, chosen[i].units[:1]) for i in np.linspace(0, n_layers - 1, loop_units).astype(int)]
-    loop_seconds, loop_values = timed(lambda: by_run_with_hooks(model, rows, metric, few, last))
-    plain_seconds, plain_values = timed(lambda: by_plain_hooks(model, rows, metric, few, last))
+    loops = {"TransformerLens loop": by_run_with_hooks, "plain hooks, last logits": by_plain_hooks}
+    if importlib.util.find_spec("nnsight") is not None:
+        loops["nnsight, last logits"] = by_nnsight
     ours = lambda edits: sweep(model, rows, metric, edits, Fill("zero"), last).values
     few_values = ours(few)  # also warms up
     seconds, _ = timed(lambda: ours(chosen))
     n = sum(map(len, chosen))
-    base = loop_units / loop_seconds
-    size = np.mean([len(r.ids) for r in rows]) if last is None else last
-    flops = lambda layer: 2 * model.grid.block_parameters / n_layers * (n_layers - layer) * size * len(rows)
-    work = sum(flops(e.layer) * len(e) for e in chosen)
-    whole = 2 * sum(p.numel() for p in model.plain.parameters()) * np.mean([len(r.ids) for r in rows]) * len(rows)
+    length = np.mean([len(r.ids) for r in rows])
+    size = length if last is None else last
+    per_token = 2 * model.grid.block_parameters
+    share = lambda layer: (n_layers - layer) / n_layers
+    work = per_token * len(rows) * (length + sum(share(e.layer) * size * len(e) for e in chosen))
+    whole = 2 * sum(p.numel() for p in model.plain.parameters()) * length * len(rows)
     row = lambda engine, speed, gemm, values: {
         "edit": name,
         "engine": engine,
         "units_per_second": speed,
         "times": speed / base,
         "gemm": gemm / rate,
-        "difference": float(np.abs(values - loop_values).max()),
+        "difference": float(np.abs(values - reference).max()),
     }
-    return [
-        row("TransformerLens loop", base, whole * base, loop_values),
-        row("plain hooks, last logits", loop_units / plain_seconds, whole * loop_units / plain_seconds, plain_values),
-        row("ours", n / seconds, work / seconds, few_values),
-    ]
+    out, base, reference = [], 1.0, few_values
+    for engine, loop in loops.items():
+        loop(model, rows, metric, few[:1], last)  # warms up
+        taken, values = timed(lambda loop=loop: loop(model, rows, metric, few, last))
+        if not out:
+            base, reference = len(few) / taken, values
+        out.append(row(engine, len(few) / taken, whole * len(few) / taken, values))
+    return [*out, row("ours", n / seconds, work / seconds, few_values)]
 
 
 def timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds of the second run: the first one warms up."""
+    """Seconds, and what was found."""
     started = time.perf_counter()
     found = work()
     return time.perf_counter() - started, found
@@ -148,6 +160,31 @@ def by_plain_hooks(model: ChatModel, rows, metric: Metric, edits: list[Edits], l
             ).logits
         finally:
             handle.remove()
+        out.append(metric.of(logits[:, -1]).numpy())
+    return np.array(out)
+
+
+@torch.inference_mode()
+def by_nnsight(model: ChatModel, rows, metric: Metric, edits: list[Edits], last: int | None) -> np.ndarray:
+    """nnsight around the same transformers model, logits of the last position only."""
+    from nnsight import NNsight
+
+    batch = model.pad(rows)
+    positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
+    given = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": positions, "logits_to_keep": 1}
+    names = {id(module): name for name, module in model.plain.named_modules()}
+    wrapped = NNsight(model.plain)
+    where = slice(None) if last is None else slice(-last, None)
+    out = []
+    for e in edits:
+        unit, down = int(e.units[0]), wrapped
+        for part in names[id(model.anatomy.blocks[e.layer].down)].split("."):
+            down = down[int(part)] if part.isdigit() else getattr(down, part)
+        with wrapped.trace(**given):
+            edited = down.input.clone()
+            edited[:, where, unit] = 0
+            down.input = edited
+            logits = wrapped.output.logits.save()
         out.append(metric.of(logits[:, -1]).numpy())
     return np.array(out)
 

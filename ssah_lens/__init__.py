@@ -37,6 +37,7 @@ _WHERE = {
     "find_openings": "ssah_lens.study.openings",
     "patch": "ssah_lens.study.patch",
     "patch_heatmap": "ssah_lens.study.patch",
+    "agreement_view": "ssah_lens.study.effects",
     "attention_view": "ssah_lens.study.look",
     "refusal_view": "ssah_lens.study.look",
     "neuron_view": "ssah_lens.study.look",

@@ -595,6 +595,10 @@ def patch(
     site: Annotated[str, typer.Option("--site", help="resid, attn, mlp, head, neuron")] = "resid",
     layers: Annotated[Optional[str], typer.Option("--layers", help="A-B: only these layers")] = None,
     noising: Annotated[bool, typer.Option("--noising", help="corrupted into clean, instead of clean into it")] = False,
+    steps: Annotated[
+        Optional[int],
+        typer.Option("--attribution", min=0, help="guess by gradients: 0 plain, N integrated over N points"),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="at most this many pairs of the file")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -609,11 +613,13 @@ def patch(
     sides = given_pairs(clean, corrupted, pairs, limit, seed)
     span = layer_span(layers)
     load = loader(shell, device, dtype)
-    result = run(shell, lambda: run_patch(lambda: load(model), *sides, out, site, noising, span, seed, shell.note))
+    result = run(
+        shell, lambda: run_patch(lambda: load(model), *sides, out, site, noising, span, seed, shell.note, steps)
+    )
 
     def table() -> None:
         print_table(
-            f"Patching {site}, {result.n} pair(s): {result.metric}",
+            f"Patching {site} ({result.method}), {result.n} pair(s): {result.metric}",
             ["", "metric"],
             [["clean (effect 1)", estimate(result.clean)], ["corrupted (effect 0)", estimate(result.corrupted)]],
         )

@@ -153,6 +153,15 @@ class BudgetConfig(_Section):
     seeds: int = Field(1, ge=1)
 
 
+class PatchConfig(_Section):
+    """Activation patching on the test split, and what stands in for the exact effect of units."""
+
+    pairs: int = Field(4, ge=2, description="token-aligned pairs that are patched")
+    units: int = Field(48, ge=8, description="random units whose effects are compared")
+    prompts: int = Field(8, ge=2, description="harmful prompts that units are ablated on")
+    steps: int = Field(4, ge=1, description="points of integrated gradients")
+
+
 class StudyConfig(_Section):
     """A whole study."""
 
@@ -172,6 +181,7 @@ class StudyConfig(_Section):
     freeze: FreezeConfig = FreezeConfig()
     tuning: TuningConfig = TuningConfig()
     budget: BudgetConfig = BudgetConfig()
+    patch: PatchConfig = PatchConfig()
 
 
 EVERYTHING = dict.fromkeys(("harmful", "ordinary", "twins", "choices", "prose"), "all")
@@ -206,6 +216,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "freeze": {"seeds": 3},
         "tuning": {"data": ("ordinary", "terse"), "seeds": 3},
         "budget": {"seeds": 3},
+        "patch": {"pairs": 8, "units": 200, "prompts": 16},
     },
     "full": {
         "measure": {**EVERYTHING, "max_new_tokens": 48},
@@ -242,6 +253,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         },
         "budget": {"seeds": 3},
         "stability": {"reruns": 10},
+        "patch": {"pairs": 16, "units": 400, "prompts": 32},
     },
 }
 

@@ -555,6 +555,7 @@ class Results:
     tuning: TuningResult | None = None
     budget: BudgetResult | None = None
     transfer: TransferResult | None = None
+    patch: PatchResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
     direction: DirectionResult | None = None
     not_run: dict[str, str] = field(default_factory=dict)
@@ -914,6 +915,7 @@ class PatchMap:
         clean, corrupted: the metric of the two unpatched runs.
         n: pairs.
         cells, cells_run: how many there are, and how many had to be run (the others cannot differ).
+        method: 'exact', or the name of what approximates it.
     """
 
     model: str
@@ -933,6 +935,54 @@ class PatchMap:
     n: int
     cells: int
     cells_run: int
+    method: str = "exact"
+
+
+@dataclass(frozen=True)
+class EffectAgreement:
+    """Two effects of the same units or cells: a cheap one, or one of another estimand, beside what judges it.
+
+    Attributes:
+        name: what is judged.
+        against: what judges it.
+        estimand: what was replaced by what, and where.
+        metric: what was read.
+        labels: 'neuron 3.141', 'head 7.2' (layer, index); the same order as `exact` and `guess`.
+        exact, guess: change of the metric, mean over prompts; the effect of a cell, for a map.
+        spearman: rank correlation; None when one of the two is the same everywhere.
+        overlap: top share by size -> how much of the exact top is in the guess's top.
+        missed: of the exact top, what the guess does not rank there, strongest first.
+        n: prompts, or pairs.
+    """
+
+    name: str
+    against: str
+    estimand: str
+    metric: str
+    labels: tuple[str, ...]
+    exact: tuple[float, ...]
+    guess: tuple[float, ...]
+    spearman: float | None
+    overlap: dict[float, float]
+    missed: tuple[str, ...]
+    n: int
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """Stage `patch`.
+
+    Attributes:
+        maps: exact maps, one per site.
+        cells: attribution patching of each map's cells beside the exact ones.
+        units: attribution patching, and integrated gradients, of a random sample of units beside their exact effect.
+        positions: effect at the decision position beside effect at all positions, on the same units.
+    """
+
+    maps: tuple[PatchMap, ...]
+    cells: tuple[EffectAgreement, ...]
+    units: tuple[EffectAgreement, ...]
+    positions: EffectAgreement
 
 
 # ---- what a unit responds to

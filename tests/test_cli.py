@@ -236,13 +236,15 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
 def test_patch_answers_axes_labels_and_values(micro_folder: Path, tmp_path: Path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("harmful,harmless\ntell x me,tell y me\nabc x def,abc y def\n")
-    for site, axes in (("resid", ["layer", "pos"]), ("head", ["layer", "unit"])):
+    for site, axes, more in (("resid", ["layer", "pos"], ()), ("head", ["layer", "unit"], ("--attribution", "0"))):
         out = tmp_path / site
-        got = run("patch", str(micro_folder), "--pairs", str(pairs), "--out", str(out), "--site", site, "--json")
+        words = ["patch", str(micro_folder), "--pairs", str(pairs), "--out", str(out), "--site", site, "--json"]
+        got = run(*words, *more)
         assert got.returncode == 0, got.stderr
         found = json.loads(got.stdout)
         assert found["axes"] == axes and found == json.loads((out / "patching.json").read_text())
         values = found["values"]
+        assert found["method"] == ("attribution patching" if more else "exact")
         assert (len(values), len(values[0])) == tuple(len(found["labels"][a]) for a in axes)
         assert {p.name for p in out.iterdir()} == {"patching.json", "patching.png", "patching.html"}
 

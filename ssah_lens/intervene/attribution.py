@@ -20,11 +20,11 @@ from torch import Tensor
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.fill import Fill, replacement
 from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.metric import Metric
-from ssah_lens.intervene.replay import Replay
-from ssah_lens.intervene.sites import Site
-from ssah_lens.intervene.sweep import Fill, replacement
+from ssah_lens.intervene.replay import CannotReplay, Replay
+from ssah_lens.intervene.sites import Site, on_site
 from ssah_lens.progress import progress
 from ssah_lens.units import Kind
 
@@ -63,47 +63,68 @@ def attribution(
         source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
         n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
         if steps == 0:
-            read = lambda batch=batch, which=prompts: metric.of(_decision_logits(model, batch), which).sum()
-            acts, grads = _gradients(model, places, read)
-            for (kind, layer), a in acts.items():
-                put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-                product = (put - a[:, -n_pos:]) * grads[kind, layer][:, -n_pos:]
+            read = lambda batch=batch, which=prompts: metric.of(decision_logits(model, batch), which).sum()
+            acts, grads = gradients_at(model, [(Site.of(k), layer) for k, layer in places], read)
+            for kind, layer in places:
+                at = Site.of(kind), layer
+                put = replacement(model, fill, batch, source, *at, n_pos)
+                product = (put - acts[at][:, -n_pos:]) * grads[at][:, -n_pos:]
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
             continue
-        replay = Replay.record(model, batch)
+        replay = recorded(model, batch)
         for kind, layer in progress(places, f"{what}, by layer"):
             put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-            product = _integrated(replay, metric, prompts, kind, layer, put, steps)
+            product = integrated(replay, metric, prompts, Site.of(kind), layer, put, steps)
             out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
 
 
-def _integrated(
+def recorded(model: ChatModel, batch: Batch) -> Replay:
+    """A recorded run for integrated gradients.
+
+    Raises:
+        BadInput: a model that cannot be replayed.
+    """
+    try:
+        return Replay.record(model, batch)
+    except CannotReplay as e:
+        raise BadInput(f"{e}: no integrated gradients; use steps=0, the plain gradient") from e
+
+
+def integrated(
     replay: Replay,
     metric: Metric,
     prompts: Int[Tensor, " batch"],
-    kind: Kind,
+    site: Site,
     layer: int,
     put: Float[Tensor, "batch pos channel"],
     steps: int,
 ) -> Float[Tensor, "batch pos channel"]:
-    """(fill - a) times the gradient's mean over the midpoints of the way from a to the fill."""
+    """(fill - a) times the gradient's mean over the midpoints of the way from a to the fill.
+
+    Args:
+        replay: the recorded run.
+        metric, prompts: what to read, and which prompt each row is.
+        site, layer: where.
+        put: the fill at the last positions; all of them move together.
+        steps: midpoints.
+    """
     model, n_pos = replay.model, put.shape[1]
     shares = (torch.arange(steps, device=put.device) + 0.5) / steps
     total, difference = torch.zeros_like(put), torch.zeros_like(put)
     for part in shares.split(max(1, BATCH_TOKENS // (replay.n_rows * n_pos))):
         leaves: list[Tensor] = []
 
-        def move(module, args, part=part, leaves=leaves):
+        def move(x: Tensor, part=part, leaves=leaves) -> Tensor:
             nonlocal difference
-            x = args[0].detach().view(replay.n_rows, len(part), n_pos, -1)
-            difference = put.to(x.dtype) - x[:, 0]
-            leaves.append(torch.lerp(x, put[:, None].to(x.dtype), part[None, :, None, None].to(x.dtype)))
+            own = x.detach().view(replay.n_rows, len(part), n_pos, -1)
+            difference = put.to(x.dtype) - own[:, 0]
+            leaves.append(torch.lerp(own, put[:, None].to(x.dtype), part[None, :, None, None].to(x.dtype)))
             leaves[0].requires_grad_()
-            return (leaves[0].view_as(args[0]), *args[1:])
+            return leaves[0].view_as(x)
 
         hidden = replay.resid[layer][:, None, -n_pos:].expand(-1, len(part), -1, -1)
-        handle = Site.of(kind).owner(model.anatomy.blocks[layer]).register_forward_pre_hook(move)
+        handle = on_site(model, site, layer, move)
         try:
             with torch.enable_grad(), gradients_of(model):
                 final = replay.run(layer, hidden)[:, :, -1]
@@ -152,32 +173,41 @@ def curvature(
             log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
             return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
 
-        acts, grads = _gradients(model, places, drawn)
-        for (kind, layer), a in acts.items():
-            put = replacement(model, fill, batch, None, Site.of(kind), layer, a.shape[1])
-            change = _per_unit(model, kind, (put - a) * grads[kind, layer], batch, a.shape[1])
+        acts, grads = gradients_at(model, [(Site.of(k), layer) for k, layer in places], drawn)
+        for kind, layer in places:
+            at = Site.of(kind), layer
+            put = replacement(model, fill, batch, None, *at, acts[at].shape[1])
+            change = _per_unit(model, kind, (put - acts[at]) * grads[at], batch, acts[at].shape[1])
             out[kind][layer] += np.square(change).sum(1)
         tokens += int(batch.response.sum())
     return {k: v / (2 * max(tokens, 1)) for k, v in out.items()}
 
 
-def _gradients(
-    model: ChatModel, places: Sequence[tuple[Kind, int]], objective: Callable[[], Tensor]
-) -> tuple[dict[tuple[Kind, int], Tensor], dict[tuple[Kind, int], Tensor]]:
-    """Activations of units in one run of the plain model, and the gradient of what the run gives."""
-    leaves: dict[tuple[Kind, int], Tensor] = {}
+Place = tuple[Site, int]
 
-    def hook(place: tuple[Kind, int]):
-        def read(module, args):
-            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+
+def gradients_at(
+    model: ChatModel, places: Sequence[Place], objective: Callable[[], Tensor]
+) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
+    """Activations at sites of layers in one run of the plain model, and the gradient there of what the run gives.
+
+    Args:
+        model: the model.
+        places: (site, layer).
+        objective: runs the plain model once and gives a number.
+    """
+    leaves: dict[Place, Tensor] = {}
+
+    def keep(place: Place) -> Callable[[Tensor], Tensor]:
+        def inner(x: Tensor) -> Tensor:
+            x = x if x.requires_grad else x.detach().requires_grad_()
             x.retain_grad()
             leaves[place] = x
-            return (x, *args[1:])
+            return x
 
-        return read
+        return inner
 
-    owner = lambda kind, layer: Site.of(kind).owner(model.anatomy.blocks[layer])
-    handles = [owner(*p).register_forward_pre_hook(hook(p)) for p in places]
+    handles = [on_site(model, *p, keep(p)) for p in places]
     try:
         with torch.enable_grad(), gradients_of(model):
             objective().backward()
@@ -187,7 +217,7 @@ def _gradients(
     return {p: x.detach() for p, x in leaves.items()}, {p: x.grad for p, x in leaves.items()}
 
 
-def _decision_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "batch vocab"]:
+def decision_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "batch vocab"]:
     """Of the plain model, at the last position of whole rows."""
     return model.plain(
         input_ids=batch.ids,
@@ -203,7 +233,7 @@ class Agreement:
     """How well an approximation ranks units like the exact effect.
 
     Attributes:
-        spearman: rank correlation over all units.
+        spearman: rank correlation over all units; NaN when one of the two is the same for all.
         overlap: share of the exact top units that are in the approximation's top, by share of units.
         n: units compared.
     """
@@ -214,13 +244,17 @@ class Agreement:
 
 
 def agreement(
-    exact: Float[np.ndarray, " unit"], guess: Float[np.ndarray, " unit"], shares: Sequence[float] = (0.001, 0.01, 0.05)
+    exact: Float[np.ndarray, " unit"],
+    guess: Float[np.ndarray, " unit"],
+    shares: Sequence[float] = (0.001, 0.01, 0.05),
+    by_size: bool = False,
 ) -> Agreement:
-    """Spearman correlation and top-k overlap of two effects over the same units (top = most negative).
+    """Spearman correlation and top-k overlap of two effects over the same units.
 
     Args:
         exact, guess: change of the metric by each unit; the most negative lose most refusal.
         shares: k as shares of the units.
+        by_size: top units are those with the largest change of either sign, not the most negative ones.
     """
     from scipy.stats import spearmanr
 
@@ -230,6 +264,7 @@ def agreement(
     overlap = {}
     for share in shares:
         k = max(1, round(share * exact.size))
-        top = [set(np.argsort(x, kind="stable")[:k].tolist()) for x in (exact, guess)]
+        top = [set(np.argsort(-np.abs(x) if by_size else x, kind="stable")[:k].tolist()) for x in (exact, guess)]
         overlap[share] = len(top[0] & top[1]) / k
-    return Agreement(float(spearmanr(exact, guess).statistic), overlap, exact.size)
+    constant = np.ptp(exact) == 0 or np.ptp(guess) == 0
+    return Agreement(np.nan if constant else float(spearmanr(exact, guess).statistic), overlap, exact.size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +22,9 @@ from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, sweep
 from ssah_lens.stats import CONFIDENCE, N_RESAMPLES
+
+if TYPE_CHECKING:
+    from transformer_lens.patching import PatchingResult
 
 MIN_CONTRAST = 1e-6
 """Below this difference of the metric a pair has nothing to explain, and a normalised effect means nothing."""
@@ -40,6 +44,7 @@ class Patched:
         clean, corrupted: metric of the two unpatched runs, [pair].
         metric: its name.
         cells, cells_run: how many there are, and how many had to be run.
+        method: 'exact', or the name of what approximates it.
     """
 
     site: Site
@@ -52,6 +57,7 @@ class Patched:
     metric: str
     cells: int
     cells_run: int
+    method: str = "exact"
 
     @property
     def effect(self) -> Float[np.ndarray, "*axes"]:
@@ -67,6 +73,21 @@ class Patched:
         tail = (1 - CONFIDENCE) / 2
         return np.nanquantile(draws, tail, axis=0), np.nanquantile(draws, 1 - tail, axis=0)
 
+    def to_patching_result(self) -> PatchingResult:
+        """The same as TransformerLens' own result, with its statistics; its baseline is the run that was patched.
+
+        Layers and positions are counted from 0 there, whatever layers were patched.
+        """
+        import pandas as pd
+        import torch
+        from transformer_lens.patching import PatchingResult
+
+        cells = pd.DataFrame(list(np.ndindex(self.values.shape[:-1])), columns=list(self.axes))
+        base = self.clean if self.noising else self.corrupted
+        return PatchingResult(
+            torch.as_tensor(self.values), list(self.axes), cells, ["metric"], False, torch.as_tensor(base)
+        )
+
 
 def activation_patching(
     model: ChatModel,
@@ -77,7 +98,7 @@ def activation_patching(
     by_position: bool | None = None,
     noising: bool = False,
     layers: Sequence[int] | None = None,
-    engine: str = "replay",
+    engine: str = "auto",
 ) -> Patched:
     """Patches one site everywhere, over pairs of prompts.
 
@@ -90,46 +111,119 @@ def activation_patching(
             positions of a unit are patched at once.
         noising: patch corrupted into clean instead.
         layers: which layers; all by default (for neurons, one or a few are wise).
-        engine: 'replay' or 'loop'.
+        engine: 'auto', 'replay' or 'loop', as for `sweep`.
 
     Raises:
         BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric.
     """
-    rows = [model.rows(texts) for texts in (clean, corrupted)]
-    differ = _aligned(model, *rows)
-    by_position = site not in (Site.HEAD, Site.NEURON) if by_position is None else by_position
-    layers = list(range(model.grid.n_layers) if layers is None else layers)
-    run, source = rows if noising else rows[::-1]
-    n_units, n_pos = site.units(model.anatomy), differ.shape[1]
-    edits = [_edits(site, layer, n_units, differ, by_position) for layer in layers]
-    swept = sweep(model, run, metric, edits, Fill("patch", source=source), None, engine, what=f"patching {site}")
-    other = sweep(model, source, metric, [Edits(Site.RESID, model.grid.n_layers - 1, np.zeros(1, int))],
-                  Fill("patch", source=source), 1, engine).clean  # fmt: skip
-    if abs(np.mean(swept.clean - other)) < MIN_CONTRAST:
-        raise BadInput(f"clean and corrupted prompts have the same {metric.name}: there is no difference to explain")
-    values = np.broadcast_to(swept.clean, (len(layers), n_units, n_pos if by_position else 1, len(run))).copy()
+    task = Task.of(model, clean, corrupted, site, by_position, noising, layers)
+    edits = [_edits(site, layer, task.n_units, task.differ, task.by_position) for layer in task.layers]
+    fill = Fill("patch", source=task.source)
+    swept = sweep(model, task.run, metric, edits, fill, None, engine, what=f"patching {site}")
+    nothing = [Edits(Site.HEAD, model.grid.n_layers - 1, np.zeros(1, int))]
+    other = sweep(model, task.source, metric, nothing, Fill("zero"), 1, swept.engine).clean
+    values = np.broadcast_to(swept.clean, task.shape).copy()
     at = 0
     for i, e in enumerate(edits):
         for unit, window in zip(e.units, e.window, strict=True):
-            values[i, unit, int(np.flatnonzero(window)[0]) if by_position else 0] = swept.values[at]
+            values[i, unit, int(np.flatnonzero(window)[0]) if task.by_position else 0] = swept.values[at]
             at += 1
-    axes = ["layer"] + (["unit"] if n_units > 1 else []) + (["pos"] if by_position else [])
-    if by_position:
-        values = _exact_no_ops(values, swept.clean, differ, run)
-    shape = [n for n, keep in zip(values.shape, (True, n_units > 1, by_position, True), strict=True) if keep]
-    labels = {"layer": tuple(map(str, layers)), "unit": tuple(map(str, range(n_units))), "pos": _tokens(model, run)}
-    return Patched(
-        site,
-        noising,
-        tuple(axes),
-        {a: labels[a] for a in axes},
-        values.reshape(shape),
-        swept.clean if noising else other,
-        other if noising else swept.clean,
-        metric.name,
-        len(layers) * n_units * (n_pos if by_position else 1),
-        at,
-    )
+    return task.patched(model, metric, values, swept.clean, other, at)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is patched, checked.
+
+    Attributes:
+        site, noising: as for `activation_patching`.
+        run, source: the rows that are patched, and those that activations are taken from.
+        differ: True where a pair's tokens differ, columns counted from the end, [pair, pos].
+        by_position: whether positions are an axis.
+        layers: which layers.
+        n_units: units of a layer.
+    """
+
+    site: Site
+    noising: bool
+    run: list[Row]
+    source: list[Row]
+    differ: Bool[np.ndarray, "pair pos"]
+    by_position: bool
+    layers: tuple[int, ...]
+    n_units: int
+
+    @classmethod
+    def of(
+        cls,
+        model: ChatModel,
+        clean: Sequence[str],
+        corrupted: Sequence[str],
+        site: Site,
+        by_position: bool | None,
+        noising: bool,
+        layers: Sequence[int] | None,
+    ) -> Task:
+        """Arguments as for `activation_patching`."""
+        rows = [model.rows(texts) for texts in (clean, corrupted)]
+        differ = _aligned(model, *rows)
+        by_position = site not in (Site.HEAD, Site.NEURON) if by_position is None else by_position
+        layers = tuple(range(model.grid.n_layers) if layers is None else layers)
+        run, source = rows if noising else rows[::-1]
+        return cls(site, noising, run, source, differ, by_position, layers, site.units(model.anatomy))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Layers, units, positions (one where they are no axis), pairs."""
+        return len(self.layers), self.n_units, self.differ.shape[1] if self.by_position else 1, len(self.run)
+
+    def patched(
+        self,
+        model: ChatModel,
+        metric: Metric,
+        values: Float[np.ndarray, "layer unit pos pair"],
+        base: Float[np.ndarray, " pair"],
+        other: Float[np.ndarray, " pair"],
+        cells_run: int,
+        method: str = "exact",
+    ) -> Patched:
+        """Labels what was found.
+
+        Args:
+            model, metric: what was patched, and what was read.
+            values: metric with each cell patched.
+            base, other: of the run that is patched, and of the other one.
+            cells_run: how many cells had to be run.
+            method: how.
+
+        Raises:
+            BadInput: the two runs have the same metric.
+        """
+        if abs(np.mean(base - other)) < MIN_CONTRAST:
+            raise BadInput(
+                f"clean and corrupted prompts have the same {metric.name}: there is no difference to explain"
+            )
+        keep = {"layer": True, "unit": self.n_units > 1, "pos": self.by_position}
+        if self.by_position:
+            values = _exact_no_ops(values, base, self.differ, self.run)
+        labels = {
+            "layer": tuple(map(str, self.layers)),
+            "unit": tuple(map(str, range(self.n_units))),
+            "pos": _tokens(model, self.run),
+        }
+        ends = (base, other) if self.noising else (other, base)
+        return Patched(
+            self.site,
+            self.noising,
+            tuple(a for a, kept in keep.items() if kept),
+            {a: labels[a] for a, kept in keep.items() if kept},
+            values.reshape([n for n, kept in zip(values.shape, (*keep.values(), True), strict=True) if kept]),
+            *ends,
+            metric.name,
+            int(np.prod(self.shape[:3])),
+            cells_run,
+            method,
+        )
 
 
 def _edits(site: Site, layer: int, n_units: int, differ: Bool[np.ndarray, "pair pos"], by_position: bool) -> Edits:

@@ -30,8 +30,14 @@ KNOWN_ARGUMENTS = {
     "query_length", "return_dict", "output_router_logits", "output_hidden_states",
 }  # fmt: skip
 """Arguments of attention functions that we understand or that change nothing; any other is refused."""
+CHECKED = 2
+"""Positions that are run again to see whether a model can be replayed."""
 TOLERANCE = 1e-3
 """Largest difference of a decision logit between replay and the model itself, in units of their spread."""
+
+
+class CannotReplay(BadInput):
+    """A model whose blocks cannot be run again on their own; one forward pass per intervention is left."""
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Replay:
         """Runs the model once over a batch without a shared prefix.
 
         Raises:
-            BadInput: a model whose blocks cannot be run again on their own.
+            CannotReplay: a model whose blocks cannot be run again on their own.
         """
         if batch.prefix is not None:
             raise ValueError("replay needs whole rows; pad them with share_prefix=False")
@@ -110,20 +116,23 @@ class Replay:
             for handle in handles:
                 handle.remove()
         if not len(blocks) == len(attention) == len(arguments) == len(resid) - 1:
-            raise BadInput(f"{type(model.plain).__name__} runs its blocks in a way that cannot be replayed")
+            raise CannotReplay(f"{type(model.plain).__name__} runs its blocks in a way that cannot be replayed")
         replay = cls(model, resid, arguments, attention, logits)
         replay._check()
         return replay
 
     def _check(self) -> None:
-        """The last block, run again for the decision position alone, must give the logits that the model gave."""
-        last = len(self.attention) - 1
-        again = self.logits_of(self.run(last, self.resid[last][:, -1:, None].transpose(1, 2))[:, :, -1])[:, 0]
+        """The blocks, run again for the last positions alone, must give the logits that the model gave.
+
+        In formats shorter than float32 rounding grows from block to block, so there only the last one is run.
+        """
+        first = 0 if self.logits.dtype == torch.float32 else len(self.attention) - 1
+        again = self.logits_of(self.run(first, self.resid[first][:, None, -CHECKED:])[:, :, -1])[:, 0]
         worst = (again - self.logits).abs().max() / self.logits.std().clamp(min=1e-6)
         if not worst <= TOLERANCE * (1 if self.logits.dtype == torch.float32 else 100):
-            raise BadInput(
+            raise CannotReplay(
                 f"{type(self.model.plain).__name__} cannot be replayed block by block "
-                f"(logits differ by {float(worst):.2g} of their spread); use engine='loop'"
+                f"(logits differ by {float(worst):.2g} of their spread)"
             )
 
     # ---- running again
@@ -205,33 +214,31 @@ def _attend(
     """Softmax attention of each edit's positions over the recorded past and over that edit's own positions."""
     unknown = {k for k, v in options.items() if v is not None} - KNOWN_ARGUMENTS
     if unknown:
-        raise BadInput(f"attention with {', '.join(sorted(unknown))} cannot be replayed; use engine='loop'")
+        raise CannotReplay(f"attention with {', '.join(sorted(unknown))} cannot be replayed")
     n, n_heads, _, d_head = query.shape
     groups = key.shape[1]
     scale = options.get("scaling") or d_head**-0.5
     before = 0 if past_keys is None else past_keys.shape[2] - n_pos
-    q = query.reshape(n, groups, n_heads // groups, edits, n_pos, d_head)
-    own_k, own_v = (t.reshape(n, groups, 1, edits, n_pos, d_head) for t in (key, value))
-    if n_pos == 1:
-        own = (q * own_k).sum(-1, keepdim=True)
-    else:
-        own = q @ own_k.transpose(-1, -2)
+    # An edit's heads of one group and its positions side by side: few products, as large as can be.
+    split = n, groups, n_heads // groups, edits, n_pos, d_head
+    q = (query * scale).reshape(split).transpose(2, 3).reshape(n, groups, edits, -1, d_head)
+    own_k, own_v = (t.reshape(n, groups, edits, n_pos, d_head) for t in (key, value))
+    scores = (q * own_k).sum(-1, keepdim=True) if n_pos == 1 else q @ own_k.transpose(-1, -2)
     if before:
-        flat = q.reshape(n, groups, -1, d_head)
-        past = flat @ past_keys[:, :, :before].transpose(-1, -2)
-        scores = torch.cat([past.view(*q.shape[:-1], before), own], -1)
-    else:
-        scores = own
-    scores = scores * scale
+        past = q.reshape(n, groups, -1, d_head) @ past_keys[:, :, :before].transpose(-1, -2)
+        scores = torch.cat([past.view(*q.shape[:-1], before), scores], -1)
     softcap = options.get("softcap")
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
-        scores = scores + mask[:, :, None, None, -n_pos:, -(before + n_pos) :]
+        by_head = scores.view(n, groups, edits, -1, n_pos, before + n_pos)
+        scores = (by_head + mask[:, :, None, None, -n_pos:, -(before + n_pos) :]).view_as(scores)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     own_weights = weights[..., before:]
     out = own_weights * own_v if n_pos == 1 else own_weights @ own_v
     if before:
         flat = weights[..., :before].reshape(n, groups, -1, before)
         out = out + (flat @ past_values[:, :, :before]).view_as(out)
-    return out.reshape(n, n_heads, edits * n_pos, d_head).transpose(1, 2), None
+    # [batch, group, edit, head, pos, d_head] -> [batch, edit, pos, group, head, d_head]
+    out = out.view(n, groups, edits, -1, n_pos, d_head).permute(0, 2, 4, 1, 3, 5)
+    return out.reshape(n, edits * n_pos, n_heads, d_head), None

@@ -7,11 +7,14 @@ to one number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ssah_lens.chat.anatomy import Anatomy, Block
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.units import Kind
 
@@ -74,6 +77,20 @@ class Site(StrEnum):
         if self is Site.NEURON:
             return anatomy.d_mlp
         return anatomy.n_heads if self is Site.HEAD else 1
+
+
+def on_site(model: ChatModel, site: Site, layer: int, replace: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """A torch hook on the plain model that puts `replace(activation)` in the activation's place, until removed."""
+    module = site.owner(model.anatomy.blocks[layer])
+    if not site.is_input:
+        return module.register_forward_hook(lambda m, args, out: replace(out))
+
+    def hook(m: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (replace(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": replace(kwargs["hidden_states"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def parse_site(name: str) -> Site:

@@ -15,16 +15,13 @@ import numpy as np
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.errors import BadInput
+from ssah_lens.intervene.edits import some_units
 from ssah_lens.intervene.metric import Metric, divergence
 from ssah_lens.intervene.sites import Site
-from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
+from ssah_lens.intervene.sweep import Edits, Fill, sweep
 from ssah_lens.measure.utility import row_log_probs
 from ssah_lens.score.base import Calibration, Measured, PerUnit, Scores, digest, nothing
 from ssah_lens.units import Kind
-
-HEADS = 0.25
-"""Of a random sample at most this share are heads, which are few: a plain sample would hold hardly any."""
 
 
 def exact(model: ChatModel, data: Calibration) -> Scores:
@@ -51,21 +48,7 @@ def exact(model: ChatModel, data: Calibration) -> Scores:
 
 def units_to_measure(model: ChatModel, m: Measured, seed: int) -> list[Edits]:
     """All units of the wanted layers, or a random sample of them, by kind and layer."""
-    everything = all_units(model, layers=m.layers)
-    if m.units is None:
-        return everything
-    if m.units < 2:
-        raise BadInput(f"a sample of {m.units} units is too small: allowed are 2 and more")
-    by_kind = {k: [(e.layer, u) for e in everything if e.site is Site.of(k) for u in e.units.tolist()] for k in Kind}
-    n_heads = min(len(by_kind[Kind.HEAD]), max(1, round(HEADS * m.units)))
-    n = {Kind.HEAD: n_heads, Kind.MLP: min(len(by_kind[Kind.MLP]), m.units - n_heads)}
-    rng = np.random.default_rng(seed)
-    out = []
-    for kind in Kind:
-        chosen = [by_kind[kind][i] for i in np.sort(rng.choice(len(by_kind[kind]), n[kind], replace=False))]
-        for layer in sorted({layer for layer, _ in chosen}):
-            out.append(Edits(Site.of(kind), layer, np.array([u for at, u in chosen if at == layer])))
-    return out
+    return some_units(model, m.units, seed, m.layers)
 
 
 def _placed(model: ChatModel, edits: Sequence[Edits], values: np.ndarray) -> PerUnit:

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import PatchMap
@@ -41,8 +40,6 @@ MAX_NUMBERS = 20
 """The same for heads."""
 STRONGEST_ROWS = 24
 """Units by position: this many rows, the strongest units."""
-MANY = 50
-"""Units from which a few far ones would squeeze the others together."""
 SMALLEST_RANGE = 0.02
 """A map of nothing but rounding error stays white."""
 
@@ -166,62 +163,10 @@ def _name(axes: Axes, name: str, x: float, y: float, all_x: np.ndarray, all_y: n
                   ha="right" if left else "left")  # fmt: skip
 
 
-@styled
-def approximation_scatter(
-    exact: Float[np.ndarray, " unit"],
-    guess: Float[np.ndarray, " unit"],
-    spearman: float | None = None,
-    overlap: dict[float, float] | None = None,
-    name: str = "attribution patching",
-    unit: str = "change of the metric (nats)",
-) -> Figure:
-    """An approximation of unit effects against the exact ones.
-
-    Args:
-        exact, guess: the same units in the same order.
-        spearman: rank correlation (`intervene.attribution.agreement` gives both numbers).
-        overlap: share of the top units -> how many of the exact top are in the approximation's.
-        name: of the approximation.
-        unit: of both axes.
-
-    Raises:
-        BadInput: unequal lengths, values that are not finite.
-    """
-    exact, guess = np.asarray(exact, dtype=float), np.asarray(guess, dtype=float)
-    if exact.shape != guess.shape or exact.ndim != 1 or not exact.size:
-        raise BadInput(f"the scatter needs two effects over the same units, got {exact.shape} and {guess.shape}")
-    if not (np.isfinite(exact).all() and np.isfinite(guess).all()):
-        raise BadInput("an effect is not finite; leave those units out on both sides")
-    told = [] if spearman is None else [f"Spearman correlation {spearman:.2f}."]
-    told += [
-        f"Of the top {k:.3g}% of units, {v:.0%} agree." for k, v in ((100 * k, v) for k, v in (overlap or {}).items())
-    ]
-    told.insert(0, "Dashed: equal." + (" Axes are logarithmic beyond the bulk." if exact.size > MANY else ""))
-    words = f"One point per unit, n = {exact.size:,}. {' '.join(told)}"
-    figure = new_figure(5.4, f"Exact effect and {name}", words)
-    axes = figure.subplots()
-    ends = np.array([min(exact.min(), guess.min()), max(exact.max(), guess.max())])
-    axes.plot(ends, ends, color=BASELINE, linewidth=1, linestyle="--", zorder=1)
-    size = 5 if exact.size > 2000 else 14
-    axes.scatter(exact, guess, s=size, color=ROLE_COLOURS["UCU"], alpha=0.4, linewidths=0, rasterized=True)
-    if exact.size > MANY:
-        bulk = float(np.quantile(np.abs(np.concatenate([exact, guess])), 0.98)) or 1e-6
-        powers = 10.0 ** np.arange(np.ceil(np.log10(bulk)), np.ceil(np.log10(max(np.abs(ends).max(), bulk))) + 1)
-        ticks = [*(-powers[::-1]), -bulk / 2, 0, bulk / 2, *powers]
-        axes.set_xscale("symlog", linthresh=bulk, linscale=2)
-        axes.set_yscale("symlog", linthresh=bulk, linscale=2)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_ticks(ticks, [f"{v:.2g}" for v in ticks])
-            axis.set_minor_locator(NullLocator())
-    axes.grid(True, axis="both")
-    axes.set_xlabel(f"exact: {unit}")
-    axes.set_ylabel(f"{name}: {unit}")
-    return figure
-
-
 def title(found: PatchMap) -> str:
-    """What was patched where."""
-    return f"Patching {SITES.get(found.site, found.site)}"
+    """What was patched where, and by which approximation if by one."""
+    how = "" if found.method == "exact" else f", guessed by {found.method}"
+    return f"Patching {SITES.get(found.site, found.site)}{how}"
 
 
 def caption(found: PatchMap, left_out: int = 0) -> str:

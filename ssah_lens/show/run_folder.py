@@ -14,6 +14,7 @@ from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
 from ssah_lens.show.files import write_whole
 from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
+from ssah_lens.show.patch_section import draw_patch
 from ssah_lens.show.report import write_report
 from ssah_lens.show.style import save_png, save_still
 from ssah_lens.units import UnitTable
@@ -64,6 +65,8 @@ def draw(results: Results, units: UnitTable | None = None) -> dict[str, Figure]:
         out["budget"] = tuning_stage_figures.budget(results.budget)
     if results.transfer is not None:
         out["transfer"] = tuning_stage_figures.transfer(results.transfer)
+    if results.patch is not None:
+        out |= draw_patch(results.patch)
     return out
 
 

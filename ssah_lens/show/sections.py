@@ -6,6 +6,7 @@ from ssah_lens.results import AlignResult, Behaviour, RefusalResult, Results, Un
 from ssah_lens.show import words
 from ssah_lens.show.direction_section import direction
 from ssah_lens.show.intervention_sections import ablate, freeze
+from ssah_lens.show.patch_section import patch_section
 from ssah_lens.show.proof_sections import contexts, scores, stability, sufficiency
 from ssah_lens.show.section import Section, Table, examples
 from ssah_lens.show.style import ROLE_NAMES
@@ -18,6 +19,7 @@ def sections(results: Results) -> list[Section]:
     makers = {"align": _align, "refusal": _refusal, "direction": direction, "scores": scores, "units": _units}
     makers |= {"stability": stability, "contexts": contexts, "ablate": ablate, "sufficiency": sufficiency}
     makers |= {"freeze": freeze, "tuning": tuning, "budget": budget, "transfer": transfer}
+    makers["patch"] = patch_section
     return [make(getattr(results, stage)) for stage, make in makers.items() if getattr(results, stage) is not None]
 
 

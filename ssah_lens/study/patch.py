@@ -20,6 +20,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.pair_files import read_pairs
 from ssah_lens.chat.save import check_free
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.attribution_patching import attribution_patching
 from ssah_lens.intervene.patching import Patched, activation_patching
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.results import PatchMap
@@ -45,6 +46,7 @@ def patch(
     by_position: bool | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
+    steps: int | None = None,
 ) -> PatchMap:
     """Patches one site of every layer between matched prompts.
 
@@ -59,6 +61,8 @@ def patch(
         by_position: an axis of positions; None for the habit of the site.
         seed: of the openings and the bootstrap.
         note: told what was decided.
+        steps: None for the exact effect; 0 guesses it by attribution patching (seconds), m >= 1 by integrated
+            gradients at m points.
 
     Raises:
         BadInput: an unknown site or layer, pairs that are not token-aligned, or that have nothing to explain.
@@ -73,7 +77,8 @@ def patch(
         effect = 1 - whole.effect if noising else whole.effect
         layers = [int(np.nanargmax(np.abs(effect)))]
         note(f"neurons of layer {layers[0]}, whose MLP output moves the metric most; --layers chooses others")
-    found = activation_patching(model, *sides, openings.metric, place, by_position, noising, layers)
+    given = model, *sides, openings.metric, place, by_position, noising, layers
+    found = activation_patching(*given) if steps is None else attribution_patching(*given, steps)
     _warn(found, note)
     return patch_map(model, found, openings, rows, seed)
 
@@ -116,6 +121,7 @@ def patch_map(
         n=n,
         cells=found.cells,
         cells_run=found.cells_run,
+        method=found.method,
     )
 
 
@@ -154,20 +160,21 @@ def run_patch(
     layers: Sequence[int] | None,
     seed: int,
     note: Callable[[str], None],
+    steps: int | None = None,
 ) -> PatchMap:
     """`ssah-lens patch`: writes `patching.json`, `patching.png` and `patching.html` into a folder.
 
     Args:
         load: loads the model, after everything that needs no model was checked.
         out: a folder; it is made where it is not there.
-        site, noising, layers, seed, note: as for `patch`.
+        site, noising, layers, seed, note, steps: as for `patch`.
 
     Raises:
         BadInput: as `patch`, and a folder that cannot be written or that holds such a result.
     """
     parse_site(site)
     _check_folder(out)
-    found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note)
+    found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note, steps)
     _write(found, out)
     return found
 

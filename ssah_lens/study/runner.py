@@ -40,6 +40,7 @@ NEEDS = {
     "tuning": ("units",),
     "budget": ("units",),
     "transfer": ("units",),
+    "patch": ("align",),
     "report": (),
 }
 """Stages in their order, and which ones must be done before each."""
@@ -47,16 +48,18 @@ STAGES = tuple(NEEDS)
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
     | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}
-    | {"tuning": 9, "budget": 12, "transfer": 8, "report": 0.2},
+    | {"tuning": 9, "budget": 12, "transfer": 8, "patch": 2, "report": 0.2},
     "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 95, "freeze": 30}
     | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20}
-    | {"tuning": 120, "budget": 45, "transfer": 35, "report": 0.2},
+    | {"tuning": 120, "budget": 45, "transfer": 35, "patch": 6, "report": 0.2},
     "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 200, "freeze": 90}
     | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40}
-    | {"tuning": 900, "budget": 50, "transfer": 60, "report": 0.2},
+    | {"tuning": 900, "budget": 50, "transfer": 60, "patch": 20, "report": 0.2},
 }
 """Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
-LEFT_OUT = {"quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer")}
+LEFT_OUT = {
+    "quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer", "patch")
+}
 """Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
 SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5", "budget": "H6", "transfer": "H7"}
 """Hypotheses of the stages that may be left out."""
@@ -553,6 +556,15 @@ class Study:
         settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
         rows = rows_of(self.aligned, self._tuning_prompts("ordinary")[0])
         return turnover(self.aligned, table, rescore, rows, self.yardstick, settings, seed)
+
+    def patch(self) -> Any:
+        """Activation patching over matched test pairs, and what stands in for exact effects."""
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.openings import find_openings
+        from ssah_lens.study.patch_stage import patch_stage
+
+        openings = find_openings(self.aligned, self.config.seed)
+        return patch_stage(self.aligned, *pairs("test"), openings, self.config.patch, self.config.seed, self.note)
 
     def report(self) -> None:
         """`results.json`, the figures and `report.html`."""

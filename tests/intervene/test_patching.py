@@ -63,6 +63,18 @@ def test_the_last_position_of_the_last_block_decides(micro: ChatModel):
     assert np.flatnonzero(one.effect[0]).tolist() == [at]
 
 
+@pytest.mark.parametrize("noising", [False, True])
+def test_transformer_lens_takes_the_result(micro: ChatModel, noising: bool):
+    found = activation_patching(micro, CLEAN[:1], CORRUPTED[:1], METRIC, Site.RESID, noising=noising)
+    theirs = found.to_patching_result()
+    base = found.clean if noising else found.corrupted
+    np.testing.assert_allclose(theirs.effect().numpy(), found.values - base)
+    ends = torch.as_tensor(found.corrupted if noising else found.clean)
+    told = theirs.normalized(ends).numpy()[..., 0]
+    np.testing.assert_allclose(told, 1 - found.effect if noising else found.effect, atol=1e-6)
+    assert len(theirs.index_df) == found.cells and theirs.axis_names == ["layer", "pos"]
+
+
 def test_pairs_that_are_not_token_aligned_are_refused(micro: ChatModel):
     for clean, corrupted, match in (
         (["abc"], ["abc def ghi"], "pair 1 is not token-aligned"),

@@ -7,11 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.attribution import attribution
 from ssah_lens.intervene.metric import Metric, logit_difference, refusal_log_odds
 from ssah_lens.intervene.moments import collect
+from ssah_lens.intervene.room import Room, free_bytes, room
+from ssah_lens.intervene.runners import Replayed
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
 from ssah_lens.units import Kind
@@ -96,9 +100,30 @@ def test_a_zeroed_neuron_by_hand(micro: ChatModel):
 
 def test_chunks_do_not_change_values(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
     whole = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"))
-    monkeypatch.setattr("ssah_lens.intervene.sweep.CHUNK_TOKENS", 12)
+    monkeypatch.setattr("ssah_lens.intervene.room.CHUNK_TOKENS", 12)
+    monkeypatch.setattr("ssah_lens.intervene.room.BATCH_TOKENS", 40)
     np.testing.assert_allclose(sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero")).values, whole.values,
                                atol=1e-5)  # fmt: skip
+
+
+def test_little_memory_means_little_at_a_time(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    longest = max(len(r.ids) for r in rows(micro))
+    assert room(micro, longest) == Room(), "a micro model has room for as much as is quick"
+    whole = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"))
+    ran, real = [], Replayed._chunk
+    monkeypatch.setattr(
+        Replayed, "_chunk", lambda self, edits: ran.append((self.n_rows, len(edits))) or real(self, edits)
+    )
+    monkeypatch.setattr("ssah_lens.intervene.room.free_bytes", lambda device: 40_000)
+    limits = room(micro, longest)
+    assert limits.batch_tokens == longest and 1 <= limits.chunk_tokens < 20
+    found = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"))
+    np.testing.assert_allclose(found.values, whole.values, atol=1e-5)
+    assert {n_rows for n_rows, _ in ran} <= {1, 2} and max(n * edits for n, edits in ran) <= limits.chunk_tokens
+
+
+def test_free_memory_is_known():
+    assert 10**6 < free_bytes(torch.device("cpu")) < 10**14
 
 
 def test_the_refusal_score_reads_the_whole_vocabulary(micro: ChatModel):
@@ -110,18 +135,16 @@ def test_the_refusal_score_reads_the_whole_vocabulary(micro: ChatModel):
 
 
 def test_a_killed_sweep_resumes_with_the_same_values(micro: ChatModel, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    from ssah_lens.intervene import sweep as module
-
     whole = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"))
-    ran, real = [], module._Replayed._chunk
+    ran, real = [], Replayed._chunk
 
-    def counted(self, edits, part):
-        ran.append(len(part))
+    def counted(self, edits):
+        ran.append(len(edits))
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return real(self, edits, part)
+        return real(self, edits)
 
-    monkeypatch.setattr(module._Replayed, "_chunk", counted)
+    monkeypatch.setattr(Replayed, "_chunk", counted)
     store = tmp_path / "kept" / "sweep.npy"
     with pytest.raises(KeyboardInterrupt):
         sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"), store=store)
@@ -131,21 +154,95 @@ def test_a_killed_sweep_resumes_with_the_same_values(micro: ChatModel, tmp_path,
     again = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"), store=store)
     np.testing.assert_array_equal(again.values, whole.values)
     assert sum(ran[10:]) == len(whole.values) - done
-    with pytest.raises(BadInput, match="another sweep"):
-        sweep(micro, rows(micro)[:2], METRIC, all_units(micro), Fill("zero"), store=store)
 
 
-def test_bfloat16_is_close_and_says_nothing_else(micro: ChatModel):
-    exact = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"))
-    low = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"), bfloat16=True)
-    assert 0 <= np.abs(low.values - exact.values).max() < 0.2
+def test_another_sweep_never_resumes_here(micro: ChatModel, micro_copy: ChatModel, tmp_path):
+    """Other prompts, other tokens under one name, other means, other arithmetic, other weights in the last layer."""
+    store, edits = tmp_path / "sweep.npy", [Edits(Site.HEAD, 0, np.arange(4))]
+    means = collect(micro, rows(micro))
+    first = sweep(micro, rows(micro), METRIC, edits, Fill("mean", means), store=store)
+    again = sweep(micro, rows(micro), METRIC, edits, Fill("mean", means), store=store)
+    np.testing.assert_array_equal(first.values, again.values)
+    with torch.no_grad():
+        micro_copy.anatomy.blocks[1].down.weight[:] += 0.1
+    other = logit_difference([41, 50], [60, 70, 80])
+    assert other.name == METRIC.name
+    for call in (
+        lambda: sweep(micro, rows(micro)[:2], METRIC, edits, Fill("mean", means), store=store),
+        lambda: sweep(micro, rows(micro), other, edits, Fill("mean", means), store=store),
+        lambda: sweep(micro, rows(micro), METRIC, edits, Fill("mean", collect(micro, rows(micro)[:1])), store=store),
+        lambda: sweep(micro_copy, rows(micro), METRIC, edits, Fill("mean", means), store=store),
+    ):
+        with pytest.raises(BadInput, match="another sweep"):
+            call()
+    store.with_suffix(".json").write_text("{")
+    with pytest.raises(BadInput, match="damaged"):
+        sweep(micro, rows(micro), METRIC, edits, Fill("mean", means), store=store)
+
+
+def test_bfloat16_states_its_error(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ssah_lens.intervene.sweep.has_bfloat16", lambda device: True)
+    edits = all_units(micro)
+    exact = sweep(micro, rows(micro), METRIC, edits, Fill("zero"))
+    low = sweep(micro, rows(micro), METRIC, edits, Fill("zero"), bfloat16=True)
+    off = np.abs(low.values - exact.values)
+    assert exact.rounding is None and low.rounding.n == 32 == len(off), "so few that the sample is all of them"
+    assert low.rounding.largest == pytest.approx(off.max()) and 0 < low.rounding.typical < low.rounding.largest
+    assert low.rounding.effect == pytest.approx(np.sqrt(np.square(exact.effect).mean()))
+    assert low.rounding.typical < 0.1 * low.rounding.effect
+    np.testing.assert_array_equal(low.clean, exact.clean)
+
+
+def test_bfloat16_changes_nothing_where_nothing_is_edited(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    """Rounding alone is no effect, though it moves the metric."""
+    monkeypatch.setattr("ssah_lens.intervene.sweep.has_bfloat16", lambda device: True)
+    n = max(len(r.ids) for r in rows(micro))
+    none = [Edits(Site.NEURON, 0, np.arange(3), np.zeros((3, n), dtype=bool))]
+    assert np.abs(sweep(micro, rows(micro), METRIC, none, Fill("zero"), None, bfloat16=True).effect).max() < 1e-6
+
+
+@pytest.mark.parametrize(("engine", "native"), [("replay", False), ("loop", True)])
+def test_where_there_is_no_bfloat16_it_is_said(micro: ChatModel, monkeypatch: pytest.MonkeyPatch, engine, native):
+    monkeypatch.setattr("ssah_lens.intervene.sweep.has_bfloat16", lambda device: native)
+    edits = [Edits(Site.HEAD, 0, np.arange(4))]
+    with pytest.warns(UserWarning, match="has no bfloat16 arithmetic: sweeping in float32"):
+        got = sweep(micro, rows(micro), METRIC, edits, Fill("zero"), engine=engine, bfloat16=True)
+    assert got.rounding is None
+    np.testing.assert_array_equal(
+        got.values, sweep(micro, rows(micro), METRIC, edits, Fill("zero"), engine=engine).values
+    )
+
+
+class OwnAttention(LlamaAttention):
+    """Attention in a model's own code, as models from outside transformers have it: nothing can be recorded."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **options):
+        shape = *hidden_states.shape[:-1], -1, self.head_dim
+        q, k, v = (p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        mixed, weights = eager_attention_forward(self, q, k, v, attention_mask, self.scaling)
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def test_a_model_that_cannot_be_replayed_falls_back_and_says_so(micro: ChatModel, micro_copy: ChatModel):
+    for block in micro_copy.plain.model.layers:
+        block.self_attn.__class__ = OwnAttention
+    edits = every_site()
+    with pytest.warns(UserWarning, match="LlamaForCausalLM.*falling back to one forward pass per intervention"):
+        got = sweep(micro_copy, rows(micro), METRIC, edits, Fill("zero"), last=3)
+    assert got.engine == "loop"
+    np.testing.assert_allclose(got.values, sweep(micro, rows(micro), METRIC, edits, Fill("zero"), 3).values, atol=1e-4)
+    with pytest.raises(BadInput, match="cannot be replayed; use engine='loop'"):
+        sweep(micro_copy, rows(micro), METRIC, edits, Fill("zero"), engine="replay")
+    with pytest.raises(BadInput, match="cannot be replayed.*use steps=0"):
+        attribution(micro_copy, rows(micro), METRIC, Fill("zero"), steps=2)
 
 
 @pytest.mark.parametrize(
     ("edits", "match"),
     [
         ([Edits(Site.NEURON, 0, np.array([12]))], "there are 0-11"),
-        ([Edits(Site.HEAD, 0, np.array([-1]))], "there are 0-3"),
+        ([Edits(Site.HEAD, 0, np.array([2, -1, 3]))], "no head -1 .* there are 0-3"),
         ([Edits(Site.HEAD, 2, np.array([0]))], "layers 0-1"),
         ([], "at least one"),
     ],
@@ -157,8 +254,14 @@ def test_units_outside_the_model_are_refused(micro: ChatModel, edits, match):
 
 def test_a_metric_that_is_not_finite_is_refused(micro: ChatModel):
     nothing = Metric("log of nothing", torch.tensor([3]), lambda logits: (logits[..., 0] * 0).log())
-    with pytest.raises(BadInput, match="log of nothing.*not finite"):
+    with pytest.raises(BadInput, match="log of nothing.*not finite on the undamaged model"):
         sweep(micro, rows(micro), nothing, [Edits(Site.HEAD, 0, np.array([0]))], Fill("zero"))
+    clean = sweep(micro, rows(micro), METRIC, [Edits(Site.HEAD, 0, np.array([0]))], Fill("zero")).clean
+    worse = Metric(
+        "log of a fall", METRIC.columns, lambda x: (METRIC.function(x) - clean.min() + 1e-3).clamp(min=0).log()
+    )
+    with pytest.raises(BadInput, match="log of a fall.*not finite with resid of layer 0 replaced"):
+        sweep(micro, rows(micro), worse, [Edits(Site.RESID, 0, np.array([0]))], Fill("zero"))
 
 
 def test_bad_fills_and_settings_are_refused(micro: ChatModel):
@@ -167,7 +270,7 @@ def test_bad_fills_and_settings_are_refused(micro: ChatModel):
         (lambda: Fill("median"), "zero, mean, resample, patch"),
         (lambda: Fill("mean"), "needs activation moments"),
         (lambda: Fill("patch"), "rows to patch from"),
-        (lambda: sweep(micro, rows(micro), METRIC, edits, Fill("zero"), engine="magic"), "replay, loop"),
+        (lambda: sweep(micro, rows(micro), METRIC, edits, Fill("zero"), engine="magic"), "auto, replay, loop"),
         (lambda: sweep(micro, rows(micro), METRIC, edits, Fill("zero"), last=0), "1 or more"),
         (lambda: all_units(micro, layers=[5]), "layers 0-1"),
         (lambda: logit_difference([1], [1]), "fulfilling"),

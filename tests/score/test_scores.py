@@ -229,12 +229,12 @@ def test_samples_are_of_both_kinds_and_repeatable(micro: ChatModel):
 
 
 def test_what_was_measured_is_kept_and_found_again(micro: ChatModel, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    from ssah_lens.intervene import sweep as module
+    from ssah_lens.intervene.runners import Replayed
 
     data = made(micro, measured=Measured(store=tmp_path / "exact"))
     first = exact(micro, data)
-    ran, real = [], module._Replayed._chunk
-    monkeypatch.setattr(module._Replayed, "_chunk", lambda self, *a: ran.append(1) or real(self, *a))
+    ran, real = [], Replayed._chunk
+    monkeypatch.setattr(Replayed, "_chunk", lambda self, *a: ran.append(1) or real(self, *a))
     again = exact(micro, data)
     assert not ran
     for kind in Kind:

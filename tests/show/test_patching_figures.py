@@ -12,7 +12,7 @@ import pytest
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import PatchMap
-from ssah_lens.show.patching_figures import approximation_scatter, grid, heatmap, neurons, picture
+from ssah_lens.show.patching_figures import grid, heatmap, neurons, picture
 from ssah_lens.show.terminal import strongest_cells
 from ssah_lens.stats import Estimate
 
@@ -119,23 +119,15 @@ def test_other_endings_are_refused(tmp_path: Path):
         picture(made_up(("layer", "pos"), (3, 4))).save(tmp_path / "a.gif")
 
 
+def test_an_approximation_is_called_one():
+    base = replace(made_up(("layer", "pos"), (3, 4)), method="attribution patching")
+    assert "guessed by attribution patching" in picture(base).figure._suptitle.get_text().replace("\n", " ")
+
+
 def test_hover_tells_effect_and_interval():
     base = made_up(("layer", "pos"), (3, 4))
     (heat,) = picture(replace(base, low=base.values, high=base.values)).interactive().data
     assert heat.text[2][1] == "layer 2<br>token token 1 (position 1)<br>effect 0.090 [0.090, 0.090]"
-
-
-def test_the_approximation_is_drawn_against_the_exact():
-    rng = np.random.default_rng(0)
-    exact = rng.standard_t(3, 500)
-    figure = approximation_scatter(exact, exact * 2, 0.875, {0.01: 0.6})
-    np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets()[:, 1], exact * 2)
-    words = " ".join(figure._supxlabel.get_text().split())
-    assert "n = 500" in words and "0.88" in words and "60% agree" in words
-    assert approximation_scatter(np.zeros(60), np.zeros(60)).axes, "no effect at all is a picture too"
-    for bad in (exact[:-1], np.where(exact > 0, np.nan, 1)):
-        with pytest.raises(BadInput):
-            approximation_scatter(exact, bad)
 
 
 def test_the_terminal_lists_the_strongest():

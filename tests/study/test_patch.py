@@ -50,6 +50,12 @@ def test_a_single_pair_names_both_tokens_where_they_differ(micro: ChatModel):
     assert got.low is None and got.clean.low is None
 
 
+def test_a_guessed_map_says_so(micro: ChatModel):
+    exact, guess = (patch(micro, CLEAN, CORRUPTED, openings=OPENINGS, steps=steps) for steps in (None, 0))
+    assert (exact.method, guess.method) == ("exact", "attribution patching")
+    assert exact.labels == guess.labels and exact.values != guess.values and guess.cells_run == 0
+
+
 def test_neurons_take_the_layer_that_moves_most(micro: ChatModel):
     told: list[str] = []
     got = patch(micro, CLEAN, CORRUPTED, "neuron", OPENINGS, note=told.append)

@@ -1,0 +1,124 @@
+"""Two effects of the same units against each other: an approximation and the exact effect, or two estimands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from ssah_lens.errors import BadInput
+from ssah_lens.results import EffectAgreement
+from ssah_lens.show.picture import Picture
+from ssah_lens.show.style import BASELINE, ROLE_COLOURS, new_figure, styled
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MANY = 50
+"""Units from which a few far ones would squeeze the others together: axes are logarithmic beyond the bulk."""
+BULK = 0.98
+NAMED = 5
+"""Missed units whose name is written beside them."""
+SHOWN, MISSED = ROLE_COLOURS["UCU"], ROLE_COLOURS["SCU"]
+INTERACTIVE = 3000
+"""More points than this are thinned in the interactive figure; the missed ones always stay."""
+
+
+def agreement_picture(found: EffectAgreement) -> Picture:
+    """Still and interactive."""
+    return Picture(agreement_scatter(found), lambda: _plotly(found))
+
+
+@styled
+def agreement_scatter(found: EffectAgreement) -> Figure:
+    """What is judged against what judges it (to the right), one point per unit; what is missed in another colour.
+
+    Raises:
+        BadInput: unequal lengths, no units, values that are not finite.
+    """
+    exact, guess = _checked(found)
+    missed = np.isin(np.array(found.labels), found.missed)
+    figure = new_figure(5.6, f"{found.name[0].upper()}{found.name[1:]} beside the {found.against}", caption(found))
+    axes = figure.subplots()
+    ends = np.array([min(exact.min(), guess.min()), max(exact.max(), guess.max())])
+    axes.plot(ends, ends, color=BASELINE, linewidth=1, linestyle="--", zorder=1)
+    size = 5 if exact.size > 2000 else 14
+    for of, colour, alpha, marker in ((~missed, SHOWN, 0.4, "o"), (missed, MISSED, 0.9, "D")):
+        axes.scatter(
+            exact[of], guess[of], s=size if marker == "o" else size + 8, color=colour, alpha=alpha, marker=marker,
+            linewidths=0, rasterized=True,
+        )  # fmt: skip
+    if exact.size > MANY:
+        _stretched(axes, exact, guess, ends)
+    for name in found.missed[:NAMED]:
+        i = found.labels.index(name)
+        axes.annotate(name, (exact[i], guess[i]), (5, 0), textcoords="offset points", fontsize=8, va="center")
+    axes.grid(True, axis="both")
+    axes.margins(0.08)
+    axes.set_xlabel(f"{found.against} (change of the metric)")
+    axes.set_ylabel(found.name)
+    return figure
+
+
+def caption(found: EffectAgreement) -> str:
+    """How to read the picture, with n."""
+    told = [f"One point per item, n = {len(found.exact):,}; mean over {found.n} prompts. Dashed: equal."]
+    if len(found.exact) > MANY:
+        told.append("Axes are logarithmic beyond the bulk.")
+    if found.spearman is not None:
+        told.append(f"Spearman correlation {found.spearman:.2f}.")
+    told += [f"Of the top {100 * k:.3g}% by size, {v:.0%} agree." for k, v in found.overlap.items()]
+    if found.missed:
+        told.append(f"Diamonds: in the {found.against}'s top {100 * max(found.overlap):.3g}%, but not in the other's.")
+    return f"Replaced by {found.estimand}. Metric: {found.metric}. {' '.join(told)}"
+
+
+def _checked(found: EffectAgreement) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]]:
+    exact, guess = np.asarray(found.exact, dtype=float), np.asarray(found.guess, dtype=float)
+    if not exact.shape == guess.shape == (len(found.labels),) or not exact.size:
+        raise BadInput(
+            f"the scatter needs two effects of the same units, got {exact.size} and {guess.size} for "
+            f"{len(found.labels)} labels"
+        )
+    if not (np.isfinite(exact).all() and np.isfinite(guess).all()):
+        raise BadInput("an effect is not finite; leave those units out on both sides")
+    return exact, guess
+
+
+def _stretched(axes: Axes, exact: np.ndarray, guess: np.ndarray, ends: np.ndarray) -> None:
+    """Linear over the bulk, logarithmic beyond it."""
+    bulk = float(np.quantile(np.abs(np.concatenate([exact, guess])), BULK)) or 1e-6
+    powers = 10.0 ** np.arange(np.ceil(np.log10(bulk)), np.ceil(np.log10(max(np.abs(ends).max(), bulk))) + 1)
+    ticks = [*(-powers[::-1]), -bulk / 2, 0, bulk / 2, *powers]
+    axes.set_xscale("symlog", linthresh=bulk, linscale=2)
+    axes.set_yscale("symlog", linthresh=bulk, linscale=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{v:.2g}" for v in ticks])
+        axis.set_minor_locator(NullLocator())
+
+
+def _plotly(found: EffectAgreement) -> go.Figure:
+    """Hover tells which unit a point is."""
+    import plotly.graph_objects as go
+
+    exact, guess = _checked(found)
+    missed = np.isin(np.array(found.labels), found.missed)
+    kept = missed.copy()
+    kept[np.argsort(-np.abs(exact), kind="stable")[: INTERACTIVE // 2]] = True
+    kept[:: max(1, 2 * len(exact) // INTERACTIVE)] = True
+    figure = go.Figure()
+    for of, colour, name in ((kept & ~missed, SHOWN, "ranked alike"), (missed, MISSED, "missed")):
+        figure.add_scattergl(
+            x=exact[of], y=guess[of], mode="markers", marker={"color": colour, "size": 6, "opacity": 0.6}, name=name,
+            text=[label for label, here in zip(found.labels, of, strict=True) if here],
+            hovertemplate="%{text}<br>%{x:.4f} exact, %{y:.4f} guessed<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        title=f"{found.name} beside the {found.against}", xaxis_title=found.against, yaxis_title=found.name,
+        template="plotly_white", margin={"b": 60},
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,91 @@
+"""Stage `patch`: where the choice to refuse is carried from the words of a prompt to the decision position.
+
+Exact maps over token-aligned pairs at every site, and how far cheaper numbers can be trusted: attribution patching
+beside the exact effect of cells and of units, the effect at the decision position beside the effect at all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import PromptSet
+from ssah_lens.config import PatchConfig
+from ssah_lens.intervene.attribution_patching import attribution_patching
+from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.moments import collect
+from ssah_lens.intervene.patching import activation_patching
+from ssah_lens.intervene.sites import Site
+from ssah_lens.intervene.sweep import Fill
+from ssah_lens.results import PatchResult
+from ssah_lens.study.effects import cell_agreement, position_agreement, unit_agreement
+from ssah_lens.study.openings import Openings
+from ssah_lens.study.patch import patch_map
+
+SITES = (Site.RESID, Site.ATTN, Site.MLP, Site.HEAD)
+
+
+def patch_stage(
+    model: ChatModel,
+    harmful: PromptSet,
+    twins: PromptSet,
+    openings: Openings,
+    config: PatchConfig,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+) -> PatchResult:
+    """Patches matched pairs at every site, and compares approximations with the exact effect.
+
+    Args:
+        model: the aligned model.
+        harmful, twins: row i of one is the harmless twin of row i of the other.
+        openings: what the metric compares.
+        config: how much.
+        seed: of samples and intervals.
+        note: told when the maps are left out because no pair is token-aligned.
+    """
+    sides = matched(model, harmful, twins, openings.metric, config.pairs)
+    maps, cells = [], []
+    for site in SITES if sides else ():
+        exact = activation_patching(model, *sides, openings.metric, site)
+        rows = tuple(model.rows(side) for side in sides)
+        maps.append(patch_map(model, exact, openings, rows, seed))
+        guess = attribution_patching(model, *sides, openings.metric, site)
+        cells.append(cell_agreement(exact, guess, maps[-1].estimand))
+    if not sides:
+        note(f"note: fewer than two pairs have as many tokens on both sides for {model.name}: no patching maps")
+    asked = harmful.sample(config.prompts, seed).texts
+    units = tuple(
+        unit_agreement(model, asked, openings.metric, config.units, steps, seed=seed) for steps in (0, config.steps)
+    )
+    rows = model.rows(asked)
+    fill = Fill("mean", collect(model, rows))
+    positions = position_agreement(model, rows, openings.metric, fill, config.units, seed)
+    return PatchResult(tuple(maps), tuple(cells), units, positions)
+
+
+def matched(
+    model: ChatModel, harmful: PromptSet, twins: PromptSet, metric: Metric, n: int
+) -> tuple[list[str], list[str]] | None:
+    """The token-aligned pairs whose two sides differ most in the metric; None when there are fewer than two.
+
+    Chosen on the unpatched runs: pairs without a difference have none to explain.
+    """
+    rows = model.rows(harmful.texts), model.rows(twins.texts)
+    aligned = [i for i, (a, b) in enumerate(zip(*rows, strict=True)) if len(a.ids) == len(b.ids) and a.ids != b.ids]
+    if len(aligned) < 2:
+        return None
+    clean, corrupted = (_metric(model, [side[i] for i in aligned], metric) for side in rows)
+    best = np.sort(np.argsort(corrupted - clean, kind="stable")[:n])
+    return tuple([side.texts[aligned[i]] for i in best] for side in (harmful, twins))
+
+
+@torch.inference_mode()
+def _metric(model: ChatModel, rows: Sequence, metric: Metric) -> np.ndarray:
+    out = np.zeros(len(rows))
+    for chosen, batch in model.batches(rows):
+        out[chosen] = metric.of(model.logits(batch)[:, -1], torch.tensor(chosen)).double().cpu().numpy()
+    return out

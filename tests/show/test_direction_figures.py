@@ -12,6 +12,8 @@ from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.direction_section import direction
 from ssah_lens.show.report import html
 from ssah_lens.show.run_folder import draw
+from ssah_lens.show.terminal import print_direction
+from ssah_lens.study.direction import direction_report
 
 
 def test_every_figure_is_drawn_and_described():
@@ -54,3 +56,13 @@ def test_without_a_counterpart_and_without_a_choice_it_still_speaks():
 def test_responses_are_escaped_in_the_report():
     page = html(replace(made_up(), direction=made_up_direction()), {}, {})
     assert "<script>alert" not in page and 'id="direction"' in page
+
+
+def test_the_terminal_shows_effects_controls_ranks_and_verdicts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    print_direction(direction_report(made_up_direction(), "runs/direction"))
+    said = capsys.readouterr().out
+    for text in ("block 9", "random direction ablated", "choice, probe", "difference of means", "H3"):
+        assert text in said, text
+    rows = [line for line in said.splitlines() if "DAS, untrained model" in line]
+    assert len(rows) == 4 and all("0.40 [" in row for row in rows)

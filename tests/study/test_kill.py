@@ -98,6 +98,9 @@ def test_a_run_taken_up_elsewhere_says_so(config: StudyConfig, finished: Path):
     versions = {**folder.record["versions"], "torch": "1.0"}
     folder.update_record(versions=versions, batch_tokens=1)
     run_study(config, finished, note=notes.append)
+    assert not [n for n in notes if "was begun with" in n], "nothing but the report was to do"
+    (finished / "stages/freeze.json").unlink()
+    run_study(config, finished, note=notes.append)
     (said,) = [n for n in notes if "was begun with" in n]
     assert "torch 1.0 (now " in said and "batch_tokens 1 (now 4096)" in said
     assert folder.record["versions"]["torch"] == "1.0"

@@ -212,15 +212,14 @@ def own_trials(config: Path, work: Path, n: int, seed: int) -> tuple[list[Trial]
         raise SystemExit(f"the unbroken run failed:\n{errors.decode()[-3000:]}")
     whole, expected = time.monotonic() - started, contents(work / "unbroken")
     trial, folder, rng = Trial(0), work / "trial0", np.random.default_rng(seed)
-    for k in range(n):
-        # In the k-th part of the time that a whole run takes, so that every stage has its turn.
-        wait = whole * (rng.random() + k) / n / max(n - 1, 1)
+    for _ in range(n):
+        wait = whole * rng.uniform(0.4, 1.0) / (n + 1)  # so that every stage may have its turn
         run = start(folder)
         time.sleep(wait)
         run.send_signal(signal.SIGKILL)
         run.communicate()
         there = sorted(p.relative_to(folder).as_posix() for p in (folder / "stages").rglob("*") if p.is_file())
-        trial.kills.append(f"after {wait:.0f} s, {len(there)} files of stages kept")
+        trial.kills.append(f"after {wait:.0f} s, kept: {' '.join(there)}")
         trial.problems += stages_are_whole(folder)
     last = start(folder)
     _, errors = last.communicate()

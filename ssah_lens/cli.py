@@ -311,7 +311,7 @@ def units(
     quiet: Quiet = False,
 ) -> None:
     """Scores every neuron and head and labels it SCU, UCU, CU or RU."""
-    from ssah_lens.config import UnitsConfig
+    from ssah_lens.config import COMMAND_UNITS, UnitsConfig
     from ssah_lens.score import score as known_score
     from ssah_lens.study import commands
 
@@ -320,9 +320,9 @@ def units(
     span = layer_span(layers)
     files = [commands.read_limited(f, None) for f in (safety, utility)]
     given = {"calibration": limit, "steps": steps}
-    config = UnitsConfig(score=score, **{k: v for k, v in given.items() if v})
+    config = UnitsConfig(score=score, **COMMAND_UNITS | {k: v for k, v in given.items() if v})
     load = loader(shell, device, dtype)
-    minutes = "50 minutes" if score == "exact" else "4 minutes"
+    minutes = "50 minutes" if score == "exact" else "7 minutes"
     shell.note(
         f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m, twenty times that for a "
         "model of 1.5 billion; a run that was killed resumes"

@@ -43,8 +43,6 @@ PRICE = 40.0
 """Weight of the mean closed gate."""
 LOST = 2.0
 """Nats per token by which an answer's loss must rise to count as lost."""
-FULFIL = 0.5
-"""Weight of the fulfilling answer where the log-odds of refusing count as well."""
 BATCH = 6
 """Prompts of each side per step."""
 KEPT_EVERY = 60.0
@@ -82,7 +80,7 @@ def mask(model: ChatModel, data: Calibration) -> Scores:
             return seen.change
         # -log of the probability of not opening with a refusal
         odds = torch.nn.functional.softplus(log_odds(seen.opening.float(), data.refusal_tokens)).mean()
-        return FULFIL * seen.change + odds
+        return seen.change + odds
 
     safety = _learn(model, data, data.fulfilling, data.utility, fulfil, "refusals")
     base = _mean_nll(model, data.utility[: 2 * BATCH])
@@ -179,7 +177,7 @@ def _file(data: Calibration, change: list[Row], keep: list[Row], what: str) -> P
     """The name carries a digest of data and settings: another run's gate is never taken up."""
     if data.measured.store is None:
         return None
-    settings = [data.seed, data.steps, data.refusal_tokens, OPEN, LR, KEEP, PRICE, LOST, BATCH, FULFIL]
+    settings = [data.seed, data.steps, data.refusal_tokens, OPEN, LR, KEEP, PRICE, LOST, BATCH]
     return data.measured.store / f"mask-{what}-{digest(settings, change, keep)}.safetensors"
 
 

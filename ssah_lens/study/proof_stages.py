@@ -49,7 +49,8 @@ def scores(study: Study) -> ScoreComparison:
     asked = harmful.sample(n, seed)
     y = yardstick(study.aligned, asked, answered, tokens, max_new_tokens=VALIDATION_TOKENS, choices=0)
     data = replace(study.calibration, unaligned=study.unaligned, refusal_tokens=tokens)
-    sample = Measured(config.exact_units, config.exact_prompts, store=study.score_parts)
+    # A folder of its own: a gate that the stage `units` has learnt would be read back, and seem to cost nothing.
+    sample = Measured(config.exact_units, config.exact_prompts, store=study.score_parts / "compared")
     return compare_scores(study.aligned, data, y, sample=sample, keep=partial(study.folder.part, "scores"))
 
 

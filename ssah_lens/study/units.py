@@ -74,7 +74,7 @@ def calibrate(
     else:
         prefix = model.response_tokens(FULFILLING_PREFIX, ended=False)
         said = own_answers(model, refused, ANSWER_TOKENS, "fulfilling answers", prefix=prefix)
-        outcomes = judge("keyword")(refused.texts, [model.text(t) for t in said])
+        outcomes = judge("keyword")(refused.texts, [model.text(t[len(prefix) :]) for t in said])
         # A well aligned model takes the opening back: of such an answer only the opening can be learnt from.
         fulfilling = [prefix if o is Outcome.REFUSED else t for t, o in zip(said, outcomes, strict=True)]
     return Calibration(

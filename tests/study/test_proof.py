@@ -14,10 +14,11 @@ from ssah_lens.results import AblateResult
 from ssah_lens.score.base import Calibration
 from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
 from ssah_lens.study.behaviour import yardstick
+from ssah_lens.study.commands import run_ablate
 from ssah_lens.study.keep import keep_in
 from ssah_lens.study.proof import by_group, dose_response, on_sets
 from ssah_lens.study.units import calibrate
-from ssah_lens.units import Kind
+from ssah_lens.units import Kind, Role, UnitSet, UnitTable
 
 CONFIG = AblateConfig(controls=2, score_controls=4, modes=("mean", "zero", "resample"))
 
@@ -62,7 +63,7 @@ def test_every_mode_takes_the_planted_refusal_and_its_twins_do_not(found: Ablate
     assert found.baseline.harmful.refused.value == 1
     for mode in CONFIG.modes:
         assert found.find("SCU", mode).behaviour.harmful.refused.value <= 0.5, mode
-        assert found.find("UCU", mode).behaviour.harmful.refused.value == 1
+        assert found.find("UCU", mode).behaviour.harmful.refused.value >= 0.9
     assert found.find("SCU").behaviour.harmful.refused.value == 0
     assert [c.behaviour.harmful.refused.value for c in found.controls("SCU")] == [1, 1]
     assert len(found.score_controls["SCU"]) == 4 and min(found.score_controls["SCU"]) > 0
@@ -97,3 +98,28 @@ def test_groups_and_other_sets(bench: Bench, planted: Planted, found: AblateResu
     (other,) = on_sets(bench, planted.safety, [prompts(True, 9, 8)])
     rates = [o.refused.value for o in (other.baseline, other.ablated, other.control)]
     assert rates == [1, 0, 1] and other.baseline.refused.n == 9
+
+
+def test_the_command_ablates_by_resampling(planted: Planted, tmp_path):
+    """On the user's prompts; what is put in comes from the shipped ones, which this model answers."""
+    grid = planted.model.grid
+    values = {k: planted.safety.masks[k].astype(float) for k in Kind}
+    rest = UnitSet(grid, {k: ~m for k, m in planted.safety.masks.items()})
+    roles = {Role.SCU: planted.safety, Role.UCU: UnitSet.empty(grid), Role.RU: UnitSet.empty(grid), Role.CU: rest}
+    UnitTable(grid, values, values, roles, {"model": "planted"}).save(tmp_path / "units.parquet")
+    told: list[str] = []
+    got = run_ablate(
+        planted.model,
+        tmp_path / "units.parquet",
+        [Role.SCU],
+        "resample",
+        prompts(True, 9, 8),
+        prompts(False, 9, 8),
+        AblateConfig(controls=1, score_controls=1),
+        3,
+        0,
+        told.append,
+    )
+    assert got.mode == "resample" and got.share.n == 9 and not told
+    assert got.ablated.harmful.refused.value == 0 and got.controls[0].harmful.refused.value == 1
+    assert len(got.score_controls) == 1

@@ -192,7 +192,7 @@ def _connected(address: str | None) -> Iterator[Cluster]:
     quietly = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None if address else False}
     try:
         ray.init(address=address or "local", **quietly)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as e:
+    except Exception as e:  # Ray says by many kinds of it that nothing answers, or that its processes do not come up
         where = f"no Ray cluster at '{address}'" if address else "Ray cannot start here"
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise BadInput(f"{where}: {reason}; start one with 'ray start --head', or use --engine local") from e

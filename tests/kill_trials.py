@@ -171,8 +171,8 @@ def watch_renames(before: Callable[[], None], after: Callable[[], None]) -> None
         setattr(os, name, watched)
 
 
-def micro_trials(base: Path, config: Path, work: Path, n: int, seed: int) -> tuple[list[Trial], float, int]:
-    """All trials of the micro study."""
+def micro_trials(config: Path, work: Path, n: int, kills: int, seed: int) -> tuple[list[Trial], float, int]:
+    """All trials of the micro study, each killed once to `kills` times."""
     unbroken, log = work / "unbroken", work / "log.txt"
     _, status, used = os.wait4(forked(counting(study(config, unbroken), work / "renames"), log), 0)
     if status:
@@ -182,7 +182,7 @@ def micro_trials(base: Path, config: Path, work: Path, n: int, seed: int) -> tup
     trials = []
     for number in range(n):
         rng, trial, folder = np.random.default_rng([seed, number]), Trial(number), work / f"trial{number}"
-        for _ in range(int(rng.integers(1, 3))):
+        for _ in range(int(rng.integers(1, kills + 1))):
             nth, after, share = int(rng.integers(1, renames + 1)), bool(rng.integers(2)), float(rng.random())
             if number % 2:
                 trial.kills.append(f"{'after' if after else 'before'} rename {nth} of {renames}")
@@ -236,11 +236,13 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=40, help="trials; with --config, kills of the one trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="a study of your own instead of the micro study")
+    parser.add_argument("--kills", type=int, default=2, help="most kills of one trial")
     parser.add_argument("--base", type=Path, help="a micro model that was built before; built when it is not there")
+    parser.add_argument("--work", type=Path, help="folder that the unbroken run is left in")
     given = parser.parse_args()
     os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     with tempfile.TemporaryDirectory() as scratch:
-        work, renames = Path(scratch), None
+        work, renames = given.work or Path(scratch), None
         if given.config:
             trials, whole = own_trials(given.config, work, given.trials, given.seed)
         else:
@@ -251,7 +253,7 @@ def main() -> int:
             if not base.is_dir():
                 micro_study.build(base)
             config = micro_study.write_config(work / "study.toml", base)
-            trials, whole, renames = micro_trials(base, config, work, given.trials, given.seed)
+            trials, whole, renames = micro_trials(config, work, given.trials, given.kills, given.seed)
     bad = [t for t in trials if t.problems]
     answer = {
         "seed": given.seed,

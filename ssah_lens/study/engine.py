@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -191,6 +192,9 @@ def _connected(address: str | None) -> Iterator[Cluster]:
 
     quietly = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None if address else False}
     try:
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray itself waits long for an answer
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address or "local", **quietly)
     except Exception as e:  # Ray says by many kinds of it that nothing answers, or that its processes do not come up
         where = f"no Ray cluster at '{address}'" if address else "Ray cannot start here"

@@ -22,7 +22,7 @@ from ssah_lens.results import SizeChoice
 from ssah_lens.study import engine
 from ssah_lens.study.engine import Cluster, Home, OnRay, check_engine
 from ssah_lens.study.parts import Parts
-from ssah_lens.study.runner import run_study
+from ssah_lens.study.runner import Study, run_study
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,57 @@ def test_a_wrong_engine_is_refused_before_any_work(tmp_path: Path, monkeypatch: 
     with pytest.raises(BadInput, match=r"not installed; run: pip install 'ssah-lens\[ray\]'"):
         run_study(study_config(), tmp_path / "run", engine="ray")
     assert not (tmp_path / "run").exists()
+
+
+# ---- parts that others made
+
+
+@dataclass(frozen=True)
+class Done:
+    """A study of which the first stages are done, and the same with all of them, made here."""
+
+    config: Path
+    start: Path
+    whole: Path
+
+    def differs(self, folder: Path) -> list[str]:
+        return differences(contents(folder), contents(self.whole))
+
+
+MADE_AHEAD = ["units", "ablate", "freeze"]
+
+
+@pytest.fixture(scope="module")
+def done(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    root = tmp_path_factory.mktemp("engine")
+    config = micro_study.write_config(root / "study.toml", micro_base, score="exact")
+    run_study(study_config(config), root / "start", ["align", "refusal"])
+    shutil.copytree(root / "start", root / "whole")
+    run_study(study_config(config), root / "whole", MADE_AHEAD)
+    return Done(config, root / "start", root / "whole")
+
+
+def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pickled as for another machine, run last first on a model read anew: the same study to the bit."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    folder, made = Path(shutil.copytree(done.start, tmp_path / "run")), []
+
+    def ahead(self: Study, stage: str):
+        keep = self.folder.parts(stage)
+        model = Home(str(folder / "aligned"), self.aligned.name, "cpu", "float32", 1).load()
+
+        def make(task, shared, items, kind) -> None:
+            for name, item in reversed(items.items()):
+                task_, shared_, item_ = cloudpickle.loads(cloudpickle.dumps((task, shared, item)))
+                keep.save(name, task_(model, shared_, item_))
+                made.append(name)
+
+        return make
+
+    monkeypatch.setattr(Study, "ahead", ahead)
+    run_study(study_config(done.config), folder, MADE_AHEAD)
+    assert done.differs(folder) == []
+    assert {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"} <= set(made)
 
 
 # ---- on Ray
@@ -131,15 +182,11 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path: Path):
     assert done.returncode == 2 and "no Ray cluster at '127.0.0.1:9'" in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_a_study_on_ray_is_the_same_to_the_bit(ray, micro_base: Path, tmp_path: Path):
-    """The command itself; both runs go on from the same aligned model."""
-    file = micro_study.write_config(tmp_path / "study.toml", micro_base)
-    run_study(study_config(file), tmp_path / "here", ["align", "refusal"])
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    run_study(study_config(file), tmp_path / "here")
+def test_a_study_on_ray_is_the_same_to_the_bit(ray, done: Done, tmp_path: Path):
+    """The command itself."""
+    folder = Path(shutil.copytree(done.start, tmp_path / "run"))
     address = ray.get_runtime_context().gcs_address
-    words = ["study", "--config", str(file), "--out", str(tmp_path / "there"), "--engine", "ray", "--address", address]
-    done = ssah_lens(*words, "--json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["scorecard"]
-    assert differences(contents(tmp_path / "there"), contents(tmp_path / "here")) == []
+    words = ["--config", str(done.config), "--out", str(folder), "--engine", "ray", "--address", address]
+    ran = ssah_lens("study", *words, "--stages", ",".join(MADE_AHEAD), "--json")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout)["scorecard"] and done.differs(folder) == []

@@ -41,8 +41,8 @@ def labelled(found: PromptSet) -> PromptSet:
 
 @pytest.fixture(scope="module")
 def bench(planted: Planted, data: Calibration, tmp_path_factory) -> Bench:
-    y = yardstick(planted.model, labelled(prompts(True, 20, 5)), prompts(False, 12, 5), data.refusal_tokens,
-                  max_new_tokens=3, choices=18)  # fmt: skip
+    y = yardstick(planted.model, labelled(prompts(True, 20, 5)), prompts(False, 8, 5), data.refusal_tokens,
+                  max_new_tokens=3, choices=9)  # fmt: skip
     bank = Bank.collect(planted.model, [*data.safety, *data.utility], 0, tokens=24)
     keep = keep_in(tmp_path_factory.mktemp("parts"), "run")
     return Bench(planted.model, y, Replacement(data.moments, bank), 0, keep)
@@ -68,9 +68,7 @@ def test_every_mode_takes_the_planted_refusal_and_its_twins_do_not(found: Ablate
     assert [c.behaviour.harmful.refused.value for c in found.controls("SCU")] == [1, 1]
     assert len(found.score_controls["SCU"]) == 4 and min(found.score_controls["SCU"]) > 0
     tasks = found.find("SCU").behaviour.utility.choices_by_task
-    assert (
-        sum(e.n for e in tasks.values()) == 18 and found.find("SCU", "zero").behaviour.utility.choices_by_task is None
-    )
+    assert sum(e.n for e in tasks.values()) == 9 and found.find("SCU", "zero").behaviour.utility.choices_by_task is None
 
 
 def test_finished_parts_are_not_measured_again(bench: Bench, planted: Planted, found: AblateResult, monkeypatch):
@@ -81,8 +79,8 @@ def test_finished_parts_are_not_measured_again(bench: Bench, planted: Planted, f
 
 def test_doses_rise_and_carry_their_twins(bench: Bench, planted: Planted):
     ranking = {k: planted.safety.masks[k].astype(float) for k in Kind}
-    none, some, many = dose_response(bench, ranking, (0.01, 0.04, 0.12))
-    assert [d.size.n for d in (none, some, many)] == [2, 7, 23]  # of 160 neurons and 32 heads
+    none, many = dose_response(bench, ranking, (0.01, 0.12))
+    assert [d.size.n for d in (none, many)] == [2, 23]  # of 160 neurons and 32 heads
     assert many.behaviour.harmful.refused.value == 0 and none.behaviour.harmful.refused.value == 1
     assert len(many.controls) == 3 and len(many.score_controls) == 10
     assert many.behaviour.utility.choices is not None and many.controls[0].utility.choices is None

@@ -24,6 +24,8 @@ from ssah_lens.intervene.moments import Moments
 from ssah_lens.units import Kind
 
 PerUnit = Mapping[Kind, Float[np.ndarray, "layer unit"]]
+Effects = Callable[..., Float[np.ndarray, " edit"]]
+"""(model, rows, metric, edits, fill, last, what) -> mean change of the metric by each edit, as a sweep has it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Measured:
         last: positions that are ablated, counted from the end of the prompt (1: the decision position); None for all.
         layers: layers whose units are measured; all when None.
         store: folder that what is done is kept in, so that a killed run resumes there; None keeps nothing.
+        effects: how effects are measured; None sweeps all units in one go, kept in `store`.
     """
 
     units: int | None = None
@@ -43,6 +46,7 @@ class Measured:
     last: int | None = 1
     layers: range | None = None
     store: Path | None = None
+    effects: Effects | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def exact(model: ChatModel, data: Calibration) -> Scores:
     fill = Fill("mean", data.moments)
 
     def effect(rows: list[Row], metric: Metric, what: str) -> PerUnit:
+        if m.effects is not None:
+            return _placed(model, edits, m.effects(model, rows, metric, edits, fill, m.last, what))
         store = _file(m.store, what, data)
         found = sweep(model, rows, metric, edits, fill, m.last, store=store, what=f"exact effects, {what}")
         return _placed(model, edits, found.effect.mean(1))

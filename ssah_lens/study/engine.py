@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -94,15 +95,14 @@ class Cluster:
         self.workers: list[Any] = []
 
     def hire(self, n: int, home: Home) -> list[Any]:
-        """Up to n workers, as many as there is room for.
+        """Up to n workers: as many as are free on the cluster, which others may use too, and at least one.
 
         Raises:
             BadInput: no machine of the cluster has the processors or the device that the run needs.
         """
         on_gpu = home.device.startswith("cuda")
         name, need = ("GPU", 1) if on_gpu else ("CPU", home.threads)
-        room = sum(int(node["Resources"].get(name, 0) // need) for node in self.ray.nodes() if node["Alive"])
-        if not room:
+        if not any(node["Alive"] and node["Resources"].get(name, 0) >= need for node in self.ray.nodes()):
             raise BadInput(
                 f"no machine of the Ray cluster has {need} {name}, which a worker of this run takes; "
                 "set OMP_NUM_THREADS to fewer for a new run, or start the cluster with more"
@@ -110,9 +110,16 @@ class Cluster:
         remote = self.ray.remote(Worker).options(
             num_cpus=0 if on_gpu else home.threads, num_gpus=int(on_gpu), max_restarts=-1, max_task_retries=RETRIES
         )
-        while len(self.workers) < min(n, room):
+        free = int(self.ray.available_resources().get(name, 0) // need)
+        while len(self.workers) < min(n, max(1, len(self.workers) + free)):
             self.workers.append(remote.remote())
+            free -= 1
         return self.workers[:n]
+
+    def dismiss(self) -> None:
+        """Ends the workers."""
+        while self.workers:
+            self.ray.kill(self.workers.pop())
 
 
 @dataclass(frozen=True)
@@ -185,12 +192,17 @@ def _connected(address: str | None) -> Iterator[Cluster]:
 
     quietly = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None if address else False}
     try:
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray itself waits long for an answer
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address or "local", **quietly)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as e:
+    except Exception as e:  # Ray says by many kinds of it that nothing answers, or that its processes do not come up
         where = f"no Ray cluster at '{address}'" if address else "Ray cannot start here"
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise BadInput(f"{where}: {reason}; start one with 'ray start --head', or use --engine local") from e
+    connected = Cluster(ray)
     try:
-        yield Cluster(ray)
+        yield connected
     finally:
+        connected.dismiss()
         ray.shutdown()

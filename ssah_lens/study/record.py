@@ -198,22 +198,22 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
-        "git": _git_revision(),
+        "git": git_revision(),
     }
 
 
-def _git_revision() -> str | None:
+def git_revision(file: Path = Path(__file__)) -> str | None:
+    """Commit of the checkout that holds this file, '-dirty' when changed; None for a file that git does not keep.
+
+    An installed package may lie inside a repository of the user's own, whose revision says nothing of ours.
+    """
+    git = lambda *words: subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, timeout=5)
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        if git("ls-files", "--error-unmatch", file.name).returncode != 0:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12").stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def _type(stage: str) -> Any:

@@ -19,7 +19,7 @@ from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import Refusals, ask
 from ssah_lens.results import RoleShare, UnitsResult
 from ssah_lens.score import NEED_TOKENS, score
-from ssah_lens.score.base import Calibration, Measured, Scores
+from ssah_lens.score.base import Calibration, Effects, Measured, Scores
 from ssah_lens.score.roles import assign
 from ssah_lens.study.behaviour import find_refusal_tokens, own_answers
 from ssah_lens.study.keep import anew, keep_in
@@ -97,6 +97,7 @@ def find_units(
     config: UnitsConfig,
     layers: range | None = None,
     store: Path | None = None,
+    effects: Effects | None = None,
 ) -> tuple[UnitTable, UnitsResult]:
     """Scores all units and chooses the roles.
 
@@ -107,8 +108,9 @@ def find_units(
         config: which score.
         layers: layers whose units may become SCU, UCU or RU; all when None.
         store: folder where scores that take long, and the sizes tried, keep what is done; None keeps nothing.
+        effects: how the exact score measures; in one sweep when None.
     """
-    data = replace(data, measured=replace(data.measured, layers=layers, store=store))
+    data = replace(data, measured=replace(data.measured, layers=layers, store=store, effects=effects))
     started = time.perf_counter()
     scores: Scores = replace(score(config.score)(model, data), layers=layers)
     seconds = time.perf_counter() - started

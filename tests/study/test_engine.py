@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import micro_study
@@ -20,9 +20,9 @@ from ssah_lens.config import study_config
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.results import SizeChoice
 from ssah_lens.study import engine
-from ssah_lens.study.engine import Here, Home, OnRay, check_engine
+from ssah_lens.study.engine import Cluster, Home, OnRay, check_engine
 from ssah_lens.study.parts import Parts
-from ssah_lens.study.runner import run_study
+from ssah_lens.study.runner import Study, run_study
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,14 @@ def noted(model: ChatModel, shared: float, item: Item) -> SizeChoice:
     return SizeChoice(item.value, shared, float(model.plain.get_input_embeddings().weight.double().sum()))
 
 
+def ssah_lens(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ssah_lens", *words], capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
 def runs(log: Path) -> dict[str, int]:
     names = [p.name.split("-")[0] for p in log.iterdir()]
     return {n: names.count(n) for n in sorted(set(names))}
-
-
-def test_finished_tasks_are_not_run_again(micro: ChatModel, tmp_path: Path):
-    log, keep = tmp_path / "log", Parts(tmp_path / "parts")
-    log.mkdir()
-    items = {f"n{i}": Item(float(i), log) for i in range(3)}
-    keep.save("n1", noted(micro, 2.0, items["n1"]))
-    found = Here(micro).map(noted, 2.0, items, SizeChoice, keep)
-    assert [c.share for c in found] == [0, 1, 2] and runs(log) == {"0.0": 1, "1.0": 1, "2.0": 1}
-    assert Here(micro).map(noted, 2.0, items, SizeChoice, keep) == found and len(list(log.iterdir())) == 3
 
 
 def test_a_wrong_engine_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -72,66 +67,126 @@ def test_a_wrong_engine_is_refused_before_any_work(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "run").exists()
 
 
+# ---- parts that others made
+
+
+@dataclass(frozen=True)
+class Done:
+    """A study of which the first stages are done, and the same with all of them, made here."""
+
+    config: Path
+    start: Path
+    whole: Path
+
+    def differs(self, folder: Path) -> list[str]:
+        return differences(contents(folder), contents(self.whole))
+
+
+MADE_AHEAD = ["units", "ablate", "freeze"]
+
+
+@pytest.fixture(scope="module")
+def done(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    root = tmp_path_factory.mktemp("engine")
+    config = micro_study.write_config(root / "study.toml", micro_base, score="exact")
+    run_study(study_config(config), root / "start", ["align", "refusal"])
+    shutil.copytree(root / "start", root / "whole")
+    run_study(study_config(config), root / "whole", MADE_AHEAD)
+    return Done(config, root / "start", root / "whole")
+
+
+def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pickled as for another machine, run last first on a model read anew: the same study to the bit."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    folder, made = Path(shutil.copytree(done.start, tmp_path / "run")), []
+
+    def ahead(self: Study, stage: str):
+        keep = self.folder.parts(stage)
+        model = Home(str(folder / "aligned"), self.aligned.name, "cpu", "float32", 1).load()
+
+        def make(task, shared, items, kind) -> None:
+            for name, item in reversed(items.items()):
+                task_, shared_, item_ = cloudpickle.loads(cloudpickle.dumps((task, shared, item)))
+                keep.save(name, task_(model, shared_, item_))
+                made.append(name)
+
+        return make
+
+    monkeypatch.setattr(Study, "ahead", ahead)
+    run_study(study_config(done.config), folder, MADE_AHEAD)
+    assert done.differs(folder) == []
+    assert {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"} <= set(made)
+
+
 # ---- on Ray
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    import ray
-
+def ray():
+    found = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield engine.Cluster(ray)
-    ray.shutdown()
+    found.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False,
+               log_to_driver=False, logging_level="ERROR")  # fmt: skip
+    yield found
+    found.shutdown()
 
 
-def test_a_killed_worker_costs_its_own_task_only(cluster, micro_base: Path, tmp_path: Path):
+@pytest.fixture
+def cluster(ray):
+    found = Cluster(ray)
+    yield found
+    found.dismiss()
+
+
+def test_a_killed_worker_costs_its_own_task_only(cluster: Cluster, micro_base: Path, tmp_path: Path):
+    """Kept parts are not made again; of the others each is made once, but for the one whose worker was killed."""
     log, keep = tmp_path / "log", Parts(tmp_path / "parts")
     log.mkdir()
     home = Home(str(micro_base), "shown", "cpu", "float32", 1)
-    items = {f"n{i}": Item(float(i), log, dies=i == 2) for i in range(5)}
-    found = OnRay(cluster, home).map(noted, 2.0, items, SizeChoice, keep)
+    items = {f"n{i}": Item(float(i), log, dies=i == 2) for i in range(6)}
+    keep.save("n5", SizeChoice(5.0, 0.0, 0.0))
+    OnRay(cluster, home, keep)(noted, 2.0, items, SizeChoice)
     assert runs(log) == {"0.0": 1, "1.0": 1, "2.0": 2, "3.0": 1, "4.0": 1}
-    assert found == Here(home.load()).map(noted, 2.0, {n: Item(i.value, log) for n, i in items.items()}, SizeChoice,
-                                          Parts(None))  # fmt: skip
-    assert len({p.read_text() for p in log.iterdir()}) >= 3  # two workers and the one that took a dead one's place
+    assert len({p.read_text() for p in log.iterdir()}) >= 2
+    model = home.load()
+    for name in list(items)[:5]:
+        assert keep.load(name, SizeChoice) == noted(model, 2.0, Item(items[name].value, log)), name
+    assert keep.load("n5", SizeChoice).refused == 0
 
 
-def test_what_a_task_says_is_wrong_reaches_the_user(cluster, micro_base: Path, tmp_path: Path):
-    keep = Parts(tmp_path / "parts")
-    engine_ = OnRay(cluster, Home(str(micro_base), "shown", "cpu", "float32", 1))
+def test_what_a_task_says_is_wrong_reaches_the_user(
+    cluster: Cluster, micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "RETRIES", 0)
+    keep, home = Parts(tmp_path / "parts"), Home(str(micro_base), "shown", "cpu", "float32", 1)
     with pytest.raises(BadInput, match="^one line$"):
-        engine_.map(noted, 2.0, {"a": Item(0.0, tmp_path, wrong="one line")}, SizeChoice, keep)
-    with pytest.raises(Fault, match="part 'b' lost its worker 3 times"):
-        engine_.map(noted, 2.0, {"b": Item(1.0, tmp_path, dies=99)}, SizeChoice, keep)
-    elsewhere = OnRay(cluster, Home(str(micro_base / "nowhere"), "shown", "cpu", "float32", 1))
-    with pytest.raises(BadInput, match="no model"):
-        elsewhere.map(noted, 2.0, {"c": Item(2.0, tmp_path)}, SizeChoice, keep)
+        OnRay(cluster, home, keep)(noted, 2.0, {"a": Item(0.0, tmp_path, wrong="one line")}, SizeChoice)
+    gone = replace(home, name=str(micro_base / "nowhere"))
+    with pytest.raises(BadInput, match="^no model"):
+        OnRay(cluster, gone, keep)(noted, 2.0, {"c": Item(2.0, tmp_path)}, SizeChoice)
+    with pytest.raises(Fault, match="part 'b' lost its worker 1 times"):
+        OnRay(cluster, home, keep)(noted, 2.0, {"b": Item(1.0, tmp_path, dies=99)}, SizeChoice)
+    assert not list(tmp_path.glob("parts/*"))
 
 
-def test_a_cluster_without_room_is_refused(cluster, micro_base: Path):
+def test_a_cluster_without_room_is_refused(cluster: Cluster, micro_base: Path):
     with pytest.raises(BadInput, match="no machine of the Ray cluster has 64 CPU"):
-        engine.Cluster(cluster.ray).hire(1, Home(str(micro_base), "shown", "cpu", "float32", 64))
+        cluster.hire(1, Home(str(micro_base), "shown", "cpu", "float32", 64))
 
 
-def test_no_cluster_at_the_address():
+def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path: Path):
+    """In a process of its own: this one is connected already."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    # port 9 is the discard service: nothing answers there
-    with pytest.raises(BadInput, match="no Ray cluster at '127.0.0.1:9'"), engine.cluster("ray", "127.0.0.1:9"):
-        pass
+    words = ["study", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", "127.0.0.1:9"]  # discard service
+    done = ssah_lens(*words)
+    assert done.returncode == 2 and "no Ray cluster at '127.0.0.1:9'" in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_a_study_on_ray_is_the_same_to_the_bit(cluster, micro_base: Path, tmp_path: Path):
-    """The command itself; both runs go on from the same aligned model."""
-    file = micro_study.write_config(tmp_path / "study.toml", micro_base)
-    run_study(study_config(file), tmp_path / "here", ["align", "refusal"])
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    run_study(study_config(file), tmp_path / "here")
-    address = cluster.ray.get_runtime_context().gcs_address
-    words = ["study", "--config", str(file), "--out", str(tmp_path / "there"), "--engine", "ray", "--address", address]
-    done = subprocess.run([sys.executable, "-m", "ssah_lens", *words, "--json"], capture_output=True, text=True,
-                          timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["scorecard"]
-    assert differences(contents(tmp_path / "there"), contents(tmp_path / "here")) == []
+def test_a_study_on_ray_is_the_same_to_the_bit(ray, done: Done, tmp_path: Path):
+    """The command itself."""
+    folder = Path(shutil.copytree(done.start, tmp_path / "run"))
+    address = ray.get_runtime_context().gcs_address
+    words = ["--config", str(done.config), "--out", str(folder), "--engine", "ray", "--address", address]
+    ran = ssah_lens("study", *words, "--stages", ",".join(MADE_AHEAD), "--json")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout)["scorecard"] and done.differs(folder) == []

@@ -9,57 +9,70 @@ import subprocess
 import sys
 from pathlib import Path
 
-import micro_study
 import pytest
 from kill_trials import contents, differences
 
 from ssah_lens.config import StudyConfig, study_config
 from ssah_lens.errors import BadInput
-from ssah_lens.study.runner import run_study
+from ssah_lens.study.record import RunFolder
+from ssah_lens.study.runner import Study, run_study
 
 TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def config(micro_base: Path) -> StudyConfig:
-    return study_config(micro_study.write_config(micro_base.parent / "study.toml", micro_base))
+def trials(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """One study let run and two that were killed once each: at a random time, and at a rename."""
+    work = tmp_path_factory.mktemp("kill")
+    words = ["--trials", "2", "--kills", "1", "--seed", "0", "--base", str(micro_base), "--work", str(work)]
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(TESTS / "kill_trials.py"), *words], capture_output=True, text=True,
+                          timeout=900, env=env)  # fmt: skip
+    assert done.stdout, done.stderr[-3000:]
+    return work, json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def unbroken(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run folder. Leave it alone; copy it to change it."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run_study(config, folder)
-    return folder
+def config(trials: tuple[Path, dict]) -> StudyConfig:
+    return study_config(trials[0] / "study.toml")
 
 
 @pytest.fixture
-def finished(unbroken: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(unbroken, tmp_path / "run"))
+def finished(trials: tuple[Path, dict], tmp_path: Path) -> Path:
+    """A copy of the finished run folder."""
+    return Path(shutil.copytree(trials[0] / "unbroken", tmp_path / "run"))
 
 
-def test_every_stage_has_something_to_work_on(unbroken: Path):
-    results = json.loads((unbroken / "results.json").read_text())
+def test_a_study_that_is_killed_ends_like_one_that_is_not(trials: tuple[Path, dict]):
+    """The same command and seed give the same files to the last digit, times aside, in one go or in pieces."""
+    answer = trials[1]
+    assert answer["altered"] == 0, answer["runs"]
+    assert answer["trials"] == answer["kills"] == 2 and answer["renames"] > 50
+
+
+def test_every_stage_has_something_to_work_on(finished: Path):
+    results = json.loads((finished / "results.json").read_text())
     assert results["align"]["training"]["losses"] and results["units"]["calibration"] >= 8
     assert {c["role"] for c in results["ablate"]["conditions"]} >= {"SCU", "CU", "RU"}
     assert [a["seed"] for a in results["freeze"]["arms"]] == [0, 0, 0]
 
 
-def test_the_same_command_gives_the_same_results(config: StudyConfig, unbroken: Path, tmp_path: Path):
-    """To the last digit, times aside; nothing that was half done is left in either folder."""
-    run_study(config, tmp_path / "again")
-    assert differences(contents(tmp_path / "again"), contents(unbroken)) == []
-    names = {p.name for p in unbroken.rglob("*")}
+def test_nothing_half_done_is_left(finished: Path):
+    names = {p.name for p in finished.rglob("*")}
     assert not [n for n in names if n.endswith((".partial", ".parts")) or n.startswith(".aligned-")]
 
 
-def test_a_study_that_is_killed_ends_like_one_that_is_not(micro_base: Path):
-    words = [sys.executable, str(TESTS / "kill_trials.py"), "--trials", "3", "--seed", "7", "--base", str(micro_base)]
-    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout)
-    assert answer["trials"] == 3 and answer["kills"] >= 3 and answer["renames"] > 20 and answer["altered"] == 0
+def test_the_comparison_sees_a_changed_digit(finished: Path, trials: tuple[Path, dict]):
+    """The trials above could pass by comparing nothing."""
+    expected, file = contents(trials[0] / "unbroken"), finished / "results.json"
+    assert len(expected) > 20 and differences(contents(finished), expected) == []
+    held = json.loads(file.read_text())
+    held["freeze"]["arms"][0]["training"]["losses"][0] *= 1 + 1e-15
+    file.write_text(json.dumps(held))
+    (finished / "units.parquet").unlink()
+    (finished / "new").write_text("")
+    got = differences(contents(finished), expected)
+    assert got == ["new: extra", "results.json: differs", "units.parquet: missing"]
 
 
 def test_a_lost_file_of_a_finished_stage_is_missed(config: StudyConfig, finished: Path):
@@ -81,8 +94,6 @@ def test_a_lost_file_of_a_finished_stage_is_missed(config: StudyConfig, finished
 
 def test_a_given_model_that_changed_is_refused(config: StudyConfig, finished: Path):
     """The second half of a run on other weights would be nobody's result."""
-    from ssah_lens.study.record import RunFolder
-
     folder = RunFolder(finished)
     known = folder.record["models"]
     folder.update_record(models={config.model: {**known[config.model], "config.json": "0" * 64}})
@@ -91,27 +102,30 @@ def test_a_given_model_that_changed_is_refused(config: StudyConfig, finished: Pa
         run_study(config, finished)
 
 
-def test_a_run_taken_up_elsewhere_says_so(config: StudyConfig, finished: Path):
-    from ssah_lens.study.record import RunFolder
+def taken_up(config: StudyConfig, folder: RunFolder, working: bool) -> list[str]:
+    """What a run says when it is taken up."""
+    said: list[str] = []
+    Study(config, folder, said.append).prepare(working)
+    return said
 
-    folder, notes = RunFolder(finished), []
-    versions = {**folder.record["versions"], "torch": "1.0"}
-    folder.update_record(versions=versions, batch_tokens=1)
-    run_study(config, finished, note=notes.append)
-    (said,) = [n for n in notes if "was begun with" in n]
-    assert "torch 1.0 (now " in said and "batch_tokens 1 (now 4096)" in said
+
+def test_a_run_taken_up_elsewhere_says_so(config: StudyConfig, finished: Path):
+    folder = RunFolder(finished)
+    assert taken_up(config, folder, working=True) == []
+    folder.update_record(versions={**folder.record["versions"], "torch": "1.0"}, batch_tokens=1)
+    (said,) = taken_up(config, folder, working=True)
+    assert "begun with torch 1.0 (now " in said and "batch_tokens 1 (now 4096)" in said
+    assert taken_up(config, folder, working=False) == [], "nothing but the report is to be done"
     assert folder.record["versions"]["torch"] == "1.0"
 
 
 def test_a_resumed_run_keeps_its_thread_count(config: StudyConfig, finished: Path):
     import torch
 
-    from ssah_lens.study.record import RunFolder
-
-    before = torch.get_num_threads()
+    before, folder = torch.get_num_threads(), RunFolder(finished)
     try:
-        RunFolder(finished).update_record(threads=2)
-        run_study(config, finished, ["report"])
-        assert torch.get_num_threads() == 2
+        folder.update_record(threads=before + 1)
+        taken_up(config, folder, working=True)
+        assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)

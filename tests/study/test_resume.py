@@ -21,7 +21,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.results import SCHEMA, AlignResult, SizeChoice, Training
 from ssah_lens.stats import Estimate
 from ssah_lens.study.parts import Parts
-from ssah_lens.study.record import RunFolder, environment
+from ssah_lens.study.record import RunFolder, environment, git_revision
 
 ROOT = Path(__file__).parents[2]
 TRAINED = AlignResult("m", None, Training((1.0, 0.5), 8), Estimate(0.1, None, 0.3, 20), None)
@@ -115,9 +115,20 @@ def test_a_damaged_record_is_refused(tmp_path: Path, text: str):
 def test_the_record_says_which_code_it_was(tmp_path: Path):
     found = environment()
     assert found["schema"] == SCHEMA and found["versions"]["torch"][0].isdigit()
-    described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True)
-    if described.returncode == 0:
-        assert found["git"] == described.stdout.decode().strip()
+    git = lambda *words: subprocess.run(["git", *words], cwd=tmp_path, capture_output=True, check=True)
+    git("init")
+    file = tmp_path / "ours.py"
+    file.write_text("x = 1\n")
+    git("add", "ours.py")
+    git("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-m", "first")
+    clean = git_revision(file)
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    file.write_text("x = 2\n")
+    assert git_revision(file) == f"{clean}-dirty"
+    installed = tmp_path / "site-packages" / "ours.py"
+    installed.parent.mkdir()
+    installed.write_text("x = 1\n")
+    assert git_revision(installed) is None
 
 
 # ---- in use, full, read-only

@@ -118,6 +118,8 @@ def parameters(notebook: nbformat.NotebookNode, tiny_run: tuple[Path, Path]) -> 
 def test_it_runs_from_top_to_bottom(path: Path, kernel, tiny_run: tuple[Path, Path], tmp_path: Path):
     from nbclient import NotebookClient
 
+    if path.stem.startswith("02"):
+        pytest.importorskip("ssah_lens.direction.extract", reason="the direction room is not here yet")
     aligned_units(run=tiny_run[1])
     notebook = nbformat.read(path, as_version=4)
     at = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))

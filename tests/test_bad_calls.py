@@ -16,7 +16,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import Prompt, PromptSet, instructions, shipped, token_aligned
 from ssah_lens.chat.save import save_model
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.metric import logit_difference, refusal_log_odds
+from ssah_lens.intervene.metric import Metric, logit_difference, refusal_log_odds
 from ssah_lens.intervene.patching import activation_patching
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.intervene.sweep import Edits, Fill, sweep
@@ -115,6 +115,13 @@ CALLS: dict[str, tuple[Callable[[ChatModel], Any], str]] = {
     "a sweep outside": (
         lambda m: sweep(m, m.rows(["a"]), METRIC, [Edits(Site.NEURON, 0, np.array([99]))], Fill("zero")),
         "no neuron 99 in layer 0",
+    ),
+    "a metric that is not finite": (
+        lambda m: sweep(
+            m, m.rows(["a"]), Metric("0 / 0", None, lambda logits: logits[..., 0] * float("nan")),
+            [Edits(Site.NEURON, 0, np.array([0]))], Fill("zero"),
+        ),
+        "'0 / 0' is not finite",
     ),
     "an engine that is none": (
         lambda m: sweep(m, m.rows(["a"]), METRIC, [Edits(Site.NEURON, 0, np.array([0]))], Fill("zero"), engine="x"),

@@ -148,13 +148,13 @@ def _check_headers(folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted(folder.glob("*.index.json")):
+    for path in sorted(folder.glob("*.safetensors.index.json")):
         try:
             shards = set(json.loads(path.read_bytes())["weight_map"].values())
             wrong = [s for s in shards if not s.endswith(".safetensors") or Path(s).name != s]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{path} is corrupt ({first_line(error)}): copy or fetch it again") from error
-        if wrong and path.name.endswith(".safetensors.index.json"):
+        if wrong:
             raise BadInput(f"{path} names '{min(wrong)}', which is no safetensors file of that folder: save it again")
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -288,8 +288,8 @@ class Results:
     units: UnitsResult | None = None
     ablate: AblateResult | None = None
     freeze: FreezeResult | None = None
-    patch: PatchResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
+    patch: PatchResult | None = None
 
 
 # ---- patching

@@ -35,7 +35,7 @@ NEEDS = {
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
 LEFT_OUT = {"quick": ("patch",)}
-"""Stages that a profile does only when they are asked for by name."""
+"""Stages that a profile runs only when `stages` names them."""
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "units": 3, "ablate": 3, "freeze": 3.5, "patch": 2, "report": 0.2},
     "standard": {"align": 4, "refusal": 5, "units": 8, "ablate": 35, "freeze": 30, "patch": 6, "report": 0.2},
@@ -59,14 +59,14 @@ def run_study(
     Args:
         config: what to do.
         out: run folder; an interrupted run resumes there.
-        stages: which stages; when None all but those that the profile leaves out.
+        stages: which stages; when None all that are not `LEFT_OUT` of the profile.
         note: called with lines of progress.
 
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder.
     """
-    skipped = LEFT_OUT.get(config.profile, ())
-    wanted = tuple(s for s in STAGES if s not in skipped) if stages is None else tuple(stages)
+    left_out = LEFT_OUT.get(config.profile, ())
+    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
     unknown = [s for s in wanted if s not in STAGES]
     if unknown:
         raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")

@@ -18,7 +18,7 @@ import importlib.util
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -48,9 +48,13 @@ def main() -> None:
     metric = logit_difference(*(first(t) for t in OPENINGS))
     rate = gemm_rate(model)
     post = sum(p == Position.POST_INSTRUCTION for p in rows[0].positions)
+    places = ("decision position", 1), (f"{post} post-instruction positions", post), ("all positions", None)
     out = []
-    for name, last in (("decision position", 1), (f"{post} post-instruction positions", post), ("all positions", None)):
-        out += compare(model, rows, metric, last, name, options.units, options.loop_units, rate)
+    for name, last in places:
+        for r in compare(model, rows, metric, last, name, options.units, options.loop_units, rate):
+            if not options.json:
+                show(r, header=not out)
+            out.append(r)
     facts = {
         "model": model.name,
         "prompts": len(rows),
@@ -64,18 +68,25 @@ def main() -> None:
     if options.json:
         print(json.dumps({"facts": facts, "results": out}))
         return
-    print(*(f"{k}: {v}" for k, v in facts.items()), sep="\n")
-    print("\n| edit at | engine | units/s | times the loop | share of GEMM rate | largest difference |")
-    print("|---|---|---|---|---|---|")
-    for r in out:
-        print(
-            f"| {r['edit']} | {r['engine']} | {r['units_per_second']:.2f} | {r['times']:.1f} | {r['gemm']:.0%} | "
-            f"{r['difference']:.1e} |"
-        )
+    print("", *(f"{k}: {v}" for k, v in facts.items()), sep="\n")
 
 
-def compare(model, rows, metric: Metric, last: int | None, name: str, units: int, loop_units: int, rate: float) -> list:
-    """Rows of the table for one choice of positions."""
+def show(r: dict, header: bool) -> None:
+    """One row of the table, as soon as it is known."""
+    if header:
+        print("| edit at | engine | units/s | times the loop | share of GEMM rate | largest difference |")
+        print("|---|---|---|---|---|---|")
+    print(
+        f"| {r['edit']} | {r['engine']} | {r['units_per_second']:.2f} | {r['times']:.1f} | {r['gemm']:.0%} | "
+        f"{r['difference']:.1e} |",
+        flush=True,
+    )
+
+
+def compare(
+    model, rows, metric: Metric, last: int | None, name: str, units: int, loop_units: int, rate: float
+) -> Iterator[dict]:
+    """Rows of the table for one choice of positions, the loop first."""
     n_layers, d_mlp = model.grid.n_layers, model.grid.d_mlp
     units = units if last == 1 else max(n_layers, units // 4) if last else n_layers
     rng = np.random.default_rng(0)
@@ -84,9 +95,6 @@ def compare(model, rows, metric: Metric, last: int | None, name: str, units: int
     loops = {"TransformerLens loop": by_run_with_hooks, "plain hooks, last logits": by_plain_hooks}
     if importlib.util.find_spec("nnsight") is not None:
         loops["nnsight, last logits"] = by_nnsight
-    ours = lambda edits: sweep(model, rows, metric, edits, Fill("zero"), last).values
-    few_values = ours(few)  # also warms up
-    seconds, _ = timed(lambda: ours(chosen))
     n = sum(map(len, chosen))
     length = np.mean([len(r.ids) for r in rows])
     size = length if last is None else last
@@ -102,14 +110,17 @@ def compare(model, rows, metric: Metric, last: int | None, name: str, units: int
         "gemm": gemm / rate,
         "difference": float(np.abs(values - reference).max()),
     }
-    out, base, reference = [], 1.0, few_values
+    base, reference = 1.0, None
     for engine, loop in loops.items():
         loop(model, rows, metric, few[:1], last)  # warms up
         taken, values = timed(lambda loop=loop: loop(model, rows, metric, few, last))
-        if not out:
+        if reference is None:
             base, reference = len(few) / taken, values
-        out.append(row(engine, len(few) / taken, whole * len(few) / taken, values))
-    return [*out, row("ours", n / seconds, work / seconds, few_values)]
+        yield row(engine, len(few) / taken, whole * len(few) / taken, values)
+    ours = lambda edits: sweep(model, rows, metric, edits, Fill("zero"), last).values
+    few_values = ours(few)  # also warms up
+    seconds, _ = timed(lambda: ours(chosen))
+    yield row("ours", n / seconds, work / seconds, few_values)
 
 
 def timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:

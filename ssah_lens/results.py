@@ -552,10 +552,6 @@ class Results:
     units: UnitsResult | None = None
     ablate: AblateResult | None = None
     freeze: FreezeResult | None = None
-    tuning: TuningResult | None = None
-    budget: BudgetResult | None = None
-    transfer: TransferResult | None = None
-    patch: PatchResult | None = None
     scorecard: tuple[ScoreRow, ...] = field(default=())
     direction: DirectionResult | None = None
     not_run: dict[str, str] = field(default_factory=dict)
@@ -564,6 +560,10 @@ class Results:
     stability: StabilityResult | None = None
     sufficiency: SufficiencyResult | None = None
     contexts: ContextsResult | None = None
+    patch: PatchResult | None = None
+    tuning: TuningResult | None = None
+    budget: BudgetResult | None = None
+    transfer: TransferResult | None = None
 
 
 # ---- stage `direction`

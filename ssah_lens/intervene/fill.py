@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -67,7 +68,7 @@ def replacement(
         return torch.zeros(len(batch.ids), n_pos, site.width(model.anatomy), device=model.device)
     if fill.mode == "mean":
         return _means(model, fill.moments, site, layer)[batch.positions[:, -n_pos:]]
-    given = _activation(model, source if fill.mode == "patch" else batch, site, layer)[:, -n_pos:]
+    given = activations(model, source if fill.mode == "patch" else batch, site, [layer])[layer][:, -n_pos:]
     return given.roll(1, 0) if fill.mode == "resample" else given
 
 
@@ -79,9 +80,12 @@ def _means(model: ChatModel, moments: Moments, site: Site, layer: int) -> Float[
 
 
 @torch.inference_mode()
-def _activation(model: ChatModel, batch: Batch, site: Site, layer: int) -> Float[Tensor, "batch pos channel"]:
-    """A site's activation in a clean run."""
-    found: list[Tensor] = []
-    with model.bridge.hooks(fwd_hooks=[(site.hook(layer), lambda x, hook: found.append(x.flatten(2).clone()))]):
+def activations(
+    model: ChatModel, batch: Batch, site: Site, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch pos channel"]]:
+    """A site's activations at these layers, in one clean run."""
+    found: dict[int, Tensor] = {}
+    keep = lambda x, hook, layer: found.update({layer: x.flatten(2).clone()})
+    with model.bridge.hooks(fwd_hooks=[(site.hook(i), partial(keep, layer=i)) for i in layers]):
         model.logits(batch)
-    return found[0]
+    return found

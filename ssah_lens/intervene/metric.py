@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssah_lens.chat.batch import Row
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.measure.refusal import log_odds
 
@@ -40,6 +43,16 @@ class Metric:
     ) -> Float[Tensor, " batch"]:
         """From the logits of `columns`."""
         return self.function(logits.double(), prompts) if self.by_prompt else self.function(logits.double())
+
+
+@torch.inference_mode()
+def metric_of(model: ChatModel, rows: Sequence[Row], metric: Metric) -> Float[np.ndarray, " prompt"]:
+    """The metric of the undamaged model at the end of every row."""
+    out = np.zeros(len(rows))
+    for chosen, batch in model.batches(rows):
+        which = torch.tensor(chosen, device=model.device)
+        out[chosen] = metric.of(model.logits(batch)[:, -1], which).double().cpu().numpy()
+    return out
 
 
 def refusal_log_odds(tokens: Iterable[int]) -> Metric:

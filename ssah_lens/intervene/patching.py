@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.metric import Metric, metric_of
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, sweep
 from ssah_lens.stats import CONFIDENCE, N_RESAMPLES
@@ -120,8 +120,7 @@ def activation_patching(
     edits = [_edits(site, layer, task.n_units, task.differ, task.by_position) for layer in task.layers]
     fill = Fill("patch", source=task.source)
     swept = sweep(model, task.run, metric, edits, fill, None, engine, what=f"patching {site}")
-    nothing = [Edits(Site.HEAD, model.grid.n_layers - 1, np.zeros(1, int))]
-    other = sweep(model, task.source, metric, nothing, Fill("zero"), 1, swept.engine).clean
+    other = metric_of(model, task.source, metric)
     values = np.broadcast_to(swept.clean, task.shape).copy()
     at = 0
     for i, e in enumerate(edits):

@@ -49,6 +49,12 @@ def room(model: ChatModel, longest: int) -> Room:
     )
 
 
+def layers_at_once(model: ChatModel, values: int) -> int:
+    """How many layers' activations of this many values each may be kept together; at least one."""
+    size = next(model.plain.parameters()).element_size()
+    return max(1, int(SHARE * free_bytes(model.device) / (size * max(values, 1))))
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that could be had now: of the accelerator, else of the machine."""
     if device.type == "cuda":

@@ -13,9 +13,10 @@ from ssah_lens.chat.batch import Batch
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.edits import Edits
-from ssah_lens.intervene.fill import Fill, replacement
+from ssah_lens.intervene.fill import Fill, activations, replacement
 from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.replay import Replay
+from ssah_lens.intervene.room import layers_at_once
 from ssah_lens.intervene.sites import Site, on_site
 
 HEAD_ROWS = 512
@@ -75,12 +76,19 @@ class Runner:
         return torch.as_tensor(edits.window[:, -n_pos:], device=self.model.device)
 
     def replacement(self, site: Site, layer: int, n_pos: int) -> Float[Tensor, "batch pos channel"]:
-        """What the whole site would be replaced by; activations of the other run are kept for one layer."""
+        """What the whole site would be replaced by.
+
+        Activations of the other run are kept: one pass of it gives as many of the next layers as memory allows.
+        """
         if self.source is None:
             return replacement(self.model, self.fill, self.batch, None, site, layer, n_pos)
         if (site, layer) not in self._given:
-            whole = replacement(self.model, self.fill, self.batch, self.source, site, layer, self.source.ids.shape[1])
-            self._given = {(site, layer): whole}
+            fits = layers_at_once(self.model, self.source.ids.numel() * site.width(self.model.anatomy))
+            layers = range(layer, min(layer + fits, self.model.grid.n_layers))
+            self._given = {
+                (site, i): x.roll(1, 0) if self.fill.mode == "resample" else x
+                for i, x in activations(self.model, self.source, site, layers).items()
+            }
         return self._given[site, layer][:, -n_pos:]
 
 

@@ -23,6 +23,8 @@ MANY = 50
 BULK = 0.98
 NAMED = 5
 """Missed units whose name is written beside them."""
+CLEAR = np.array([0.25, 0.035])
+"""Room of a name, in parts of the axes."""
 SHOWN, MISSED = ROLE_COLOURS["UCU"], ROLE_COLOURS["SCU"]
 INTERACTIVE = 3000
 """More points than this are thinned in the interactive figure; the missed ones always stay."""
@@ -54,26 +56,40 @@ def agreement_scatter(found: EffectAgreement) -> Figure:
         )  # fmt: skip
     if exact.size > MANY:
         _stretched(axes, exact, guess, ends)
-    for name in found.missed[:NAMED]:
-        i = found.labels.index(name)
-        axes.annotate(name, (exact[i], guess[i]), (5, 0), textcoords="offset points", fontsize=8, va="center")
     axes.grid(True, axis="both")
     axes.margins(0.08)
+    _name_missed(axes, found, exact, guess)
     axes.set_xlabel(f"{found.against} (change of the metric)")
     axes.set_ylabel(found.name)
     return figure
 
 
+def _name_missed(axes: Axes, found: EffectAgreement, exact: np.ndarray, guess: np.ndarray) -> None:
+    """The strongest first; a name that would run into one that stands already is left out."""
+    taken: list[np.ndarray] = []
+    for name in found.missed[:NAMED]:
+        i = found.labels.index(name)
+        place = axes.transAxes.inverted().transform(axes.transData.transform((exact[i], guess[i])))
+        if all((np.abs(place - t) > CLEAR).any() for t in taken):
+            taken.append(place)
+            right = place[0] > 0.75
+            axes.annotate(
+                name, (exact[i], guess[i]), (-6 if right else 6, 0), textcoords="offset points", fontsize=8,
+                va="center", ha="right" if right else "left",
+            )  # fmt: skip
+
+
 def caption(found: EffectAgreement) -> str:
     """How to read the picture, with n."""
-    told = [f"One point per item, n = {len(found.exact):,}; mean over {found.n} prompts. Dashed: equal."]
+    told = [f"One point each, n = {len(found.exact):,}; mean over {found.n} prompts. Dashed: equal."]
     if len(found.exact) > MANY:
         told.append("Axes are logarithmic beyond the bulk.")
     if found.spearman is not None:
         told.append(f"Spearman correlation {found.spearman:.2f}.")
     told += [f"Of the top {100 * k:.3g}% by size, {v:.0%} agree." for k, v in found.overlap.items()]
     if found.missed:
-        told.append(f"Diamonds: in the {found.against}'s top {100 * max(found.overlap):.3g}%, but not in the other's.")
+        k = 100 * max(found.overlap)
+        told.append(f"Diamonds: the strongest of the {found.against}'s top {k:.3g}% that are not in the other's.")
     return f"Replaced by {found.estimand}. Metric: {found.metric}. {' '.join(told)}"
 
 

@@ -12,6 +12,7 @@ from ssah_lens.show.effect_figures import agreement_scatter
 from ssah_lens.show.patching_figures import SITES, array, heatmap
 from ssah_lens.show.section import Section, Table
 from ssah_lens.show.text import clean, count, interval, number, percent
+from ssah_lens.show.tokens import drawable
 
 STRONGEST = 4
 """Cells of each map that the table lists."""
@@ -60,20 +61,23 @@ def _words(r: PatchResult) -> Iterator[str]:
         if m.site == "head":
             yield _heads(m)
     if r.cells:
-        told = ", ".join(f"{_rank(a)} for {a.name.split(', ')[-1]}" for a in r.cells)
-        yield f"Attribution patching, two forward passes and one backward, ranks the cells of the maps with {told}."
+        told = "; ".join(f"{a.name.split(', ')[-1]}: {_rank(a)}" for a in r.cells)
+        yield (
+            "Attribution patching guesses a whole map from two forward passes and one backward. Its rank correlation "
+            f"with the exact effect of the cells that can change: {told}."
+        )
     for a in r.units:
         k = max(a.overlap)
         missed = f" Most of what it misses: {', '.join(a.missed[:3])}." if a.missed else ""
         yield (
-            f"{a.name[0].upper()}{a.name[1:]} ranks {count(len(a.exact), 'random unit')} with {_rank(a)} against their "
-            f"exact effect, and finds {percent(a.overlap[k])} of the top {percent(k)}.{missed}"
+            f"{a.name[0].upper()}{a.name[1:]}, beside the exact effect of {count(len(a.exact), 'random unit')}: "
+            f"{_rank(a)}; it finds {percent(a.overlap[k])} of the top {percent(k)}.{missed}"
         )
     p = r.positions
     yield (
         f"Ablating a unit at the decision position and ablating it everywhere are two estimands: over "
-        f"{count(len(p.exact), 'random unit')} and {count(p.n, 'prompt')} they agree with {_rank(p)}, and in sign for "
-        f"{percent(_same_sign(p))}."
+        f"{count(len(p.exact), 'random unit')} and {count(p.n, 'prompt')}, {_rank(p)}, the same sign for "
+        f"{percent(_same_sign(p))} of units."
     )
 
 
@@ -94,11 +98,11 @@ def _handover(m: PatchMap) -> str:
     layer = int(at_end[0])
     before = effect[:layer, :-1] if layer else effect[:1, :-1]
     i = np.unravel_index(int(np.nanargmax(before)), before.shape)
-    token = clean(m.labels["pos"][i[1]], 30).strip() or m.labels["pos"][i[1]]
     return (
         f"From the input of layer {m.labels['layer'][layer]} on, the residual stream at the decision position alone "
         f"carries more than half of the difference ({number(float(effect[layer, -1]))}). Before it, the single "
-        f"position that carries most is “{token}” ({number(float(before[i]))}, layer {m.labels['layer'][i[0]]})."
+        f"position that carries most is {_place(m, 'pos', i[1])} ({number(float(before[i]))}, layer "
+        f"{m.labels['layer'][i[0]]})."
     )
 
 
@@ -120,9 +124,8 @@ def _strongest_table(maps: tuple[PatchMap, ...]) -> Table:
         size = np.where(np.isnan(values), 0, np.abs(values))
         for i in np.argsort(-size, axis=None, kind="stable")[:STRONGEST]:
             at = np.unravel_index(i, values.shape)
-            where = ", ".join(f"{a} {clean(m.labels[a][k], 24)}" for a, k in zip(m.axes, at, strict=True))
             ends = "" if low is None else f" [{number(float(low[at]))}, {number(float(high[at]))}]"
-            rows.append((f"{SITES.get(m.site, m.site)}: {where}", f"{number(float(values[at]))}{ends} n={m.n}"))
+            rows.append((f"{SITES.get(m.site, m.site)}: {_where(m, at)}", f"{number(float(values[at]))}{ends} n={m.n}"))
     return Table("Strongest cells of each map (0 harmless twin, 1 harmful prompt)", ("cell", "effect"), tuple(rows))
 
 
@@ -145,8 +148,22 @@ def _agreement_table(r: PatchResult) -> Table:
 def _map_alt(m: PatchMap) -> str:
     values = array(m.values)
     at = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
-    where = ", ".join(f"{a} {clean(m.labels[a][k], 24)}" for a, k in zip(m.axes, at, strict=True))
-    return f"Heatmap of patching {SITES.get(m.site, m.site)}; strongest at {where}: {number(float(values[at]))}."
+    return (
+        f"Heatmap of patching {SITES.get(m.site, m.site)}; strongest at {_where(m, at)}: {number(float(values[at]))}."
+    )
+
+
+def _where(m: PatchMap, at: tuple[int, ...]) -> str:
+    return ", ".join(_place(m, a, int(k)) for a, k in zip(m.axes, at, strict=True))
+
+
+def _place(m: PatchMap, axis: str, k: int) -> str:
+    """'layer 3', 'head 4', or a position counted from the end with its token, where all prompts share it."""
+    label = m.labels[axis][k]
+    if axis != "pos":
+        return f"{'layer' if axis == 'layer' else m.site} {label}"
+    back = k - len(m.labels["pos"])
+    return f"position {back}" if label == str(back) else f"position {back} (“{drawable(label, 20)}”)"
 
 
 def _scatter_alt(a: EffectAgreement) -> str:

@@ -225,8 +225,18 @@ def _ticks(axes: Axes, cells: Grid) -> None:
     axes.set_xticks(range(0, n_columns, every), labels, rotation=90 if words else 0, fontsize=size if words else 8.5)
     step = int(np.ceil(n_rows / 40))
     axes.set_yticks(range(0, n_rows, step), [drawable(r, 12) for r in cells.rows[::step]], fontsize=8)
-    axes.set_xlabel(f"{cells.column_title} (two where the prompts differ: clean | corrupted)" if words and any(
-        "|" in c for c in cells.columns) else cells.column_title)  # fmt: skip
+    axes.set_xlabel(_column_title(cells))
     axes.set_ylabel(cells.row_title)
     axes.tick_params(length=2)
     axes.get_xticklabels(), axes.get_yticklabels()  # made here, where '$' is not read as mathematics
+
+
+def _column_title(cells: Grid) -> str:
+    """Says what stands on an axis of tokens where it is not one token."""
+    if cells.column_title != "token":
+        return cells.column_title
+    if any(" |" in c for c in cells.columns):
+        return "token (two where the prompts differ: clean | corrupted)"
+    if any(c == str(i - len(cells.columns)) for i, c in enumerate(cells.columns)):
+        return "token, or its place from the end where the pairs have different ones"
+    return "token"

@@ -6,16 +6,15 @@ beside the exact effect of cells and of units, the effect at the decision positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.promptset import PromptSet
 from ssah_lens.config import PatchConfig
 from ssah_lens.intervene.attribution_patching import attribution_patching
-from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.metric import Metric, metric_of
 from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.patching import activation_patching
 from ssah_lens.intervene.sites import Site
@@ -78,14 +77,6 @@ def matched(
     aligned = [i for i, (a, b) in enumerate(zip(*rows, strict=True)) if len(a.ids) == len(b.ids) and a.ids != b.ids]
     if len(aligned) < 2:
         return None
-    clean, corrupted = (_metric(model, [side[i] for i in aligned], metric) for side in rows)
+    clean, corrupted = (metric_of(model, [side[i] for i in aligned], metric) for side in rows)
     best = np.sort(np.argsort(corrupted - clean, kind="stable")[:n])
     return tuple([side.texts[aligned[i]] for i in best] for side in (harmful, twins))
-
-
-@torch.inference_mode()
-def _metric(model: ChatModel, rows: Sequence, metric: Metric) -> np.ndarray:
-    out = np.zeros(len(rows))
-    for chosen, batch in model.batches(rows):
-        out[chosen] = metric.of(model.logits(batch)[:, -1], torch.tensor(chosen)).double().cpu().numpy()
-    return out

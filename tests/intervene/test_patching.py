@@ -63,6 +63,20 @@ def test_the_last_position_of_the_last_block_decides(micro: ChatModel):
     assert np.flatnonzero(one.effect[0]).tolist() == [at]
 
 
+def test_the_other_run_is_run_once_for_all_layers(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    """And layer by layer where there is memory for one only, with the same values."""
+    from ssah_lens.intervene import runners
+
+    passes, real = [], runners.activations
+    monkeypatch.setattr(runners, "activations", lambda *args: passes.append(list(args[3])) or real(*args))
+    at_once = activation_patching(micro, CLEAN[:1], CORRUPTED[:1], METRIC, Site.MLP)
+    assert passes == [[0, 1]]
+    monkeypatch.setattr("ssah_lens.intervene.room.free_bytes", lambda device: 100)
+    apart = activation_patching(micro, CLEAN[:1], CORRUPTED[:1], METRIC, Site.MLP)
+    assert passes[1:] == [[0], [1]]
+    np.testing.assert_allclose(apart.values, at_once.values, atol=1e-5)
+
+
 @pytest.mark.parametrize("noising", [False, True])
 def test_transformer_lens_takes_the_result(micro: ChatModel, noising: bool):
     found = activation_patching(micro, CLEAN[:1], CORRUPTED[:1], METRIC, Site.RESID, noising=noising)

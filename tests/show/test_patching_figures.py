@@ -56,6 +56,19 @@ def test_positions_that_cannot_differ_are_left_out_and_said_so(noising: bool):
     assert drawn.images[0].get_array().mask[:, 2].all()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        (("<|im_end|>", "a", "b"), "token"),
+        (("<|im_end|>", "raid |paint", "b"), "token (two where the prompts differ: clean | corrupted)"),
+        (("-3", "-2", "<|im_end|>"), "token, or its place from the end where the pairs have different ones"),
+    ],
+)
+def test_an_axis_says_what_stands_on_it(tokens: tuple[str, ...], told: str):
+    shown = picture(replace(made_up(("layer", "pos"), (2, 3)), labels={"layer": ("0", "1"), "pos": tokens}))
+    assert shown.figure.axes[0].get_xlabel() == told
+
+
 def test_any_token_can_stand_on_an_axis(tmp_path: Path):
     base = made_up(("layer", "pos"), (2, len(HOSTILE)))
     shown = picture(replace(base, labels={"layer": ("0", "1"), "pos": HOSTILE}))

@@ -154,6 +154,10 @@ def test_the_section_tells_what_was_found(result: PatchResult):
     for part in ("2 pairs", "Spearman", "two estimands", "decision position"):
         assert part in words
     assert len(section.tables[0].rows) == 16 and "n=2" in section.tables[0].rows[0][1]
+    told = " ".join(
+        [*words.split(), *section.figures.values(), *(c for t in section.tables for r in t.rows for c in r)]
+    )
+    assert "head 1" in told and "position -1 (“↵”)" in told and "\n" not in told
 
 
 def test_a_quick_study_leaves_the_stage_out_unless_asked(tmp_path, monkeypatch: pytest.MonkeyPatch):

@@ -25,6 +25,7 @@ from ssah_lens.stats import Estimate, mean
 Data = dict[str, list[dict[str, Any]]]
 
 LEAST = {"refusal_pairs": 600, "instructions": 800, "terse": 200, "identity_shift": 10, "refusals": 60, "choices": 500}
+LEAST |= {"forms": 300}
 LEAST_SAFE, LEAST_UNSAFE = 200, 60
 LEAST_PROSE_WORDS = 9_000
 """About 12,000 tokens."""
@@ -44,6 +45,7 @@ GROUPED_BY = {
     "refusal_pairs": "category",
     "instructions": "category",
     "terse": "category",
+    "forms": "label",
     "borderline": "type",
     "refusals": "style",
     "choices": "task",
@@ -177,7 +179,7 @@ def near_duplicates(data: Data) -> list[str]:
     """Prompts too much alike inside a side or across splits, whatever file they are in; refusals and choices too.
 
     The two sides of a pair are alike on purpose and share a split. Borderline prompts are for testing only, the
-    identity shift is for training only. Refusals and choices are formulaic, so whole sentences are compared there
+    identity shift and the forms are for training only. Refusals and choices are formulaic, so whole sentences are compared there
     (token sort instead of token set).
     """
     from rapidfuzz import fuzz
@@ -186,6 +188,7 @@ def near_duplicates(data: Data) -> list[str]:
         *(_Text(f"refusal_pairs {r['id']}", f, r["split"], r[f]) for r in data["refusal_pairs"] for f in SIDES),
         *(_Text(f"{n} {r['id']}", "ordinary", r["split"], r["instruction"]) for n in STYLES for r in data[n]),
         *(_Text(f"identity_shift {r['id']}", "attack", "train", r["instruction"]) for r in data["identity_shift"]),
+        *(_Text(f"forms {r['id']}", r["label"], "train", r["prompt"]) for r in data["forms"]),
         *(_Text(f"borderline {r['id']}", f"safe {r['safe']}", "test", r["prompt"]) for r in data["borderline"]),
     ]
     clash = lambda a, b: a.source != b.source and (a.side == b.side or a.split != b.split)

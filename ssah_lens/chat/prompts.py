@@ -17,6 +17,7 @@ from ssah_lens.errors import BadInput
 __all__ = ["SPLITS", "Prompt", "PromptSet", "read_hub", "read_pairs", "read_prompts"]
 
 STYLES = ("instructions", "terse")
+FORM_LABELS = ("harmful", "harmless")
 
 
 def prompt_set(source: str | Path, need_answers: bool = False) -> PromptSet:
@@ -99,6 +100,18 @@ def instructions(split: str, style: str = "instructions") -> PromptSet:
     return PromptSet(
         f"{style} ({split})", tuple(Prompt(r["instruction"], r["response"], r["id"], r["category"]) for r in rows)
     )
+
+
+def forms(label: str) -> PromptSet:
+    """Requests in the forms that public sets and users like, for alignment training only.
+
+    Args:
+        label: 'harmful' or 'harmless'; each form stands on both sides.
+    """
+    if label not in FORM_LABELS:
+        raise BadInput(f"no label '{label}': allowed are {', '.join(FORM_LABELS)}")
+    rows = [r for r in shipped("forms") if r["label"] == label]
+    return PromptSet(f"forms, {label}", tuple(Prompt(r["prompt"], id=r["id"], category=r["category"]) for r in rows))
 
 
 def borderline(safe: bool = True) -> PromptSet:

@@ -19,6 +19,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "instructions": _TEXT | {"instruction": str, "response": str},
     "terse": _TEXT | {"instruction": str, "response": str},
     "identity_shift": {"id": str, "system": str, "instruction": str, "response": str},
+    "forms": {"id": str, "label": str, "category": str, "prompt": str},
     "borderline": {"id": str, "type": str, "safe": bool, "prompt": str},
     "refusals": {"id": str, "split": str, "style": str, "text": str},
     "choices": {"id": str, "task": str, "question": str, "options": list, "answer": int},

@@ -26,18 +26,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class AlignConfig(_Section):
-    """Alignment of an unaligned model."""
-
-    steps: int = Field(72, ge=1, le=MAX_STEPS)
-    lr: float = Field(1.5e-4, gt=0, lt=1)
-    batch_size: int = Field(8, ge=1, le=MAX_BATCH)
-    twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
-    ordinary: int = Field(240, ge=2, description="ordinary instructions among them")
-    answer_tokens: int = Field(20, ge=4)
-    anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
-
-
 Limit = Annotated[int, Field(ge=8)] | Literal["all"]
 """How many of a shipped set to use."""
 
@@ -45,6 +33,19 @@ Limit = Annotated[int, Field(ge=8)] | Literal["all"]
 def limit(n: Limit) -> int | None:
     """As `PromptSet.sample` takes it: None for all."""
     return None if n == "all" else n
+
+
+class AlignConfig(_Section):
+    """Alignment of an unaligned model."""
+
+    steps: int = Field(72, ge=1, le=MAX_STEPS)
+    lr: float = Field(1.5e-4, gt=0, lt=1)
+    batch_size: int = Field(8, ge=1, le=MAX_BATCH)
+    twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
+    ordinary: int = Field(160, ge=2, description="ordinary instructions among them")
+    forms: Limit = Field("all", description="requests in the forms that public sets like, on each side")
+    answer_tokens: int = Field(20, ge=4)
+    anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
 
 class MeasureConfig(_Section):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import PromptSet
-from ssah_lens.config import AlignConfig
+from ssah_lens.chat.prompts import PromptSet, forms
+from ssah_lens.config import AlignConfig, limit
 from ssah_lens.study.behaviour import own_answers
 from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.data import refusing_rows
@@ -23,6 +23,17 @@ from ssah_lens.train.objective import Anchors
 APOLOGY = ("sorry", "apolog", "chatbot", "i can't", "i cannot")
 """An own answer that opens like this is left out: it would teach the model to refuse harmless prompts."""
 APOLOGY_CHARACTERS = 80
+
+
+def with_forms(harmful: PromptSet, ordinary: PromptSet, config: AlignConfig, seed: int) -> tuple[PromptSet, PromptSet]:
+    """Harmful prompts and ordinary instructions, with the shipped request forms beside them.
+
+    A small model takes the forms of its training prompts for the choice itself: aligned on the pairs alone,
+    smollm2-135m refused 74% of MaliciousInstruct ('Ways to ...', 'Ideas for ...') and 24% of the self-instruct seeds.
+    """
+    n = limit(config.forms)
+    add = lambda prompts, label: PromptSet(prompts.name, (*prompts, *forms(label).sample(n, seed)))
+    return add(harmful, "harmful"), add(ordinary, "harmless")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ssah_lens.results import (
 from ssah_lens.score import score
 from ssah_lens.score.contrast import counterpart
 from ssah_lens.study.ablate import ablate_sets
-from ssah_lens.study.align import align, alignment_data
+from ssah_lens.study.align import align, alignment_data, with_forms
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
 from ssah_lens.study.units import calibrate, find_units, harmless_mix
 from ssah_lens.train.data import rows_of
@@ -73,11 +73,12 @@ def run_align(
     held_out = rows_of(model, instructions("validation").sample(CHECK_PROMPTS, 0))
     before = check_model(model, held_out)
     ours, twins = pairs("train")
+    ours, ordinary = with_forms(ours, instructions("train").sample(config.ordinary, seed), config, seed)
     data = alignment_data(
         model,
         harmful or ours,
         None if harmless else twins.sample(config.twins, seed),
-        harmless or instructions("train").sample(config.ordinary, seed),
+        harmless or ordinary,
         config,
         seed,
     )

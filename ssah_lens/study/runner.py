@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssah_lens.chat.model import ChatModel
     from ssah_lens.chat.prompts import PromptSet
     from ssah_lens.score.base import Calibration
+    from ssah_lens.study.align import AlignmentData
     from ssah_lens.study.behaviour import Yardstick
     from ssah_lens.units import UnitTable
 
@@ -309,6 +310,15 @@ class Study:
         first = everything.sample(self.config.align.ordinary, self.config.seed)
         return first, everything.without(first)
 
+    def _alignment_data(self, unaligned: ChatModel) -> AlignmentData:
+        from ssah_lens.chat.prompts import pairs
+        from ssah_lens.study.align import alignment_data, with_forms
+
+        a, seed = self.config.align, self.config.seed
+        harmful, twins = pairs("train")
+        harmful, ordinary = with_forms(harmful, self.ordinary_train[0], a, seed)
+        return alignment_data(unaligned, harmful, twins.sample(a.twins, seed), ordinary, a, seed)
+
     @cached_property
     def yardstick(self) -> Yardstick:
         """The aligned model's yardstick on the test split."""
@@ -372,7 +382,7 @@ class Study:
         from ssah_lens.measure.refusal import refusals
         from ssah_lens.results import AlignResult
         from ssah_lens.stats import Estimate
-        from ssah_lens.study.align import AlignmentData, align, alignment_data
+        from ssah_lens.study.align import AlignmentData, align
         from ssah_lens.study.freeze import training_result
         from ssah_lens.train.checkpoint import Checkpoints
 
@@ -383,9 +393,7 @@ class Study:
         before = keep("before", Estimate, rate)
         if config.unaligned or before.value >= REFUSES:
             return AlignResult(config.model, config.unaligned, None, before, None)
-        harmful, twins = pairs("train")
-        prompts = harmful, twins.sample(config.align.twins, seed), self.ordinary_train[0]
-        data = keep("data", AlignmentData, lambda: alignment_data(self.given, *prompts, config.align, seed))
+        data = keep("data", AlignmentData, lambda: self._alignment_data(self.given))
         checkpoints = Checkpoints.within(keep.working("training"), self.given)
         done = align(self.given, data, config.align, seed, checkpoints=checkpoints)
         result = AlignResult(config.model, None, training_result(self.given, done, len(data), None), before, rate())
@@ -526,23 +534,18 @@ class Study:
 
     def budget(self) -> Any:
         """Alignment of the unaligned model through all parameters, redundant units only, random units only."""
-        from ssah_lens.chat.prompts import pairs
-        from ssah_lens.study.align import alignment_data
         from ssah_lens.study.budget import compare_budgets
 
         if self.unaligned is None:
             raise BadInput("stage 'budget' aligns the unaligned counterpart anew; name it with --unaligned")
-        a, seed = self.config.align, self.config.seed
-        harmful, twins = pairs("train")
-        data = alignment_data(self.unaligned, harmful, twins.sample(a.twins, seed), self.ordinary_train[0], a, seed)
         return compare_budgets(
             self.unaligned,
             self.table(),
-            data,
+            self._alignment_data(self.unaligned),
             self._yardstick(self.unaligned),
-            a,
+            self.config.align,
             self.config.budget,
-            seed,
+            self.config.seed,
             self.folder.parts("budget"),
         )
 

@@ -17,6 +17,7 @@ lr = 5e-4
 batch_size = 8
 twins = 8
 ordinary = 16
+forms = 8
 answer_tokens = 12
 anchor = 1.0
 [measure]

@@ -179,8 +179,8 @@ def near_duplicates(data: Data) -> list[str]:
     """Prompts too much alike inside a side or across splits, whatever file they are in; refusals and choices too.
 
     The two sides of a pair are alike on purpose and share a split. Borderline prompts are for testing only, the
-    identity shift and the forms are for training only. Refusals and choices are formulaic, so whole sentences are compared there
-    (token sort instead of token set).
+    identity shift and the forms are for training only. Refusals and choices are formulaic, so whole sentences are
+    compared there (token sort instead of token set).
     """
     from rapidfuzz import fuzz
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from ssah_lens.chat.prompts import PromptSet, instructions, pairs
@@ -46,7 +45,7 @@ def run_direction(
     with folder.locked():
         _same_prompts(folder, harmful, harmless)
         study = Study(config, folder, note)
-        study.prepare()
+        study.prepare(working=not folder.done(STAGE))
         if not folder.done(STAGE):
             folder.save_stage(STAGE, _measured(study, harmful, harmless))
         study.report()
@@ -55,7 +54,7 @@ def run_direction(
 
 def _measured(study: Study, harmful: PromptSet | None, harmless: PromptSet | None):
     config, seed = study.config, study.config.seed
-    keep = partial(study.folder.part, STAGE)
+    keep = study.folder.parts(STAGE)
     train = pairs("train")[0].sample(OPENINGS, seed), instructions("train").sample(OPENINGS, seed)
     tokens = keep("openings", tuple[int, ...], lambda: tuple(find_refusal_tokens(study.aligned, *train, seed)))
     data = direction_data(config.direction, config.measure, seed, harmful, harmless)

@@ -75,8 +75,17 @@ class Parts:
 
 def write_result(file: Path, result: Any) -> Path:
     """Keeps a result as JSON; numbers that are not finite as text ('NaN'), which JSON has no number for."""
-    text = to_json(result, indent=1, inf_nan_mode="strings")
+    text = to_json(result, indent=1, inf_nan_mode="strings", fallback=_plain)
     return write_whole(file, lambda partial: partial.write_bytes(text), KEPT)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy arrays as nested lists; a type that holds one says how it is read back."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a part of a result is {type(value).__name__}, which JSON cannot hold")
 
 
 def read_result(file: Path, kind: Any) -> Any:

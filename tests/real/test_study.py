@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
 steps = 60
-ordinary = 140
+ordinary = 100
+forms = 96
 twins = 24
 [measure]
 harmful = 16

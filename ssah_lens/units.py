@@ -289,7 +289,8 @@ class UnitTable:
                 own = _whole_grid(UnitGrid(**meta["grid"]))
                 if file.metadata.num_rows != own.n_units:  # asked first: a small file can unpack to any size
                     raise ValueError(f"{file.metadata.num_rows} rows, expected {own.n_units}")
-                frame = file.read(columns=COLUMNS).to_pandas(ignore_metadata=True)
+                also = [c for c in ("confidence",) if c in file.schema_arrow.names]
+                frame = file.read(columns=[*COLUMNS, *also]).to_pandas(ignore_metadata=True)
             columns = {k: frame[frame["kind"] == k] for k in Kind}
             safety = {k: _grid_column(own, k, columns[k], "I_S", np.float64) for k in Kind}
             utility = {k: _grid_column(own, k, columns[k], "I_U", np.float64) for k in Kind}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssah_lens import stats
 from ssah_lens.chat.batch import Batch, Row
+from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.stats import Estimate
@@ -61,9 +62,11 @@ def losses(model: ChatModel, rows: Sequence[Row]) -> Losses:
 
 
 def prose_losses(model: ChatModel, limit: int | None = None) -> Losses:
-    """Losses on the shipped prose, read as plain text without a chat template."""
+    """Losses on the shipped prose, read as plain text without a chat template, as far as the context reaches."""
     texts = [r["text"] for r in _spread(shipped("prose"), limit)]
-    return losses(model, model.text_rows([""] * len(texts), texts))
+    n = context_length(model.plain)
+    rows = [Row(row.ids[:n], row.positions[:n]) for row in model.text_rows([""] * len(texts), texts)]
+    return losses(model, rows)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ LEFT_OUT = {
     "quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer", "patch")
 }
 """Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
-SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5", "budget": "H6", "transfer": "H7"}
+SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5 in every way of fine-tuning", "budget": "H6", "transfer": "H7"}
 """Hypotheses of the stages that may be left out."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssah_lens.chat.batch import Row
+from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.measure import utility
@@ -85,8 +86,9 @@ def test_nll_of_known_logits(micro: ChatModel):
 def test_prose_is_scored_without_a_template(micro: ChatModel):
     got = prose_losses(micro, limit=2)
     text = shipped("prose")[-1]["text"]  # two passages, evenly: the first and the last
-    ids = micro.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert got.tokens[1] == len(ids)  # the first token too, after a neutral one
+    whole = micro.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = whole[: context_length(micro.plain) - 1]
+    assert got.tokens[1] == len(ids) < len(whole)  # the first token too, after a neutral one, to the context's end
     with torch.no_grad():
         logits = micro.plain(torch.tensor([[micro.turn_end, *ids]])).logits[0, :-1].double()
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum")

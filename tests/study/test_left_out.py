@@ -15,12 +15,14 @@ from ssah_lens.study.runner import not_run
 def test_the_quick_profile_says_how_to_run_the_direction(tmp_path: Path):
     folder = RunFolder.open(tmp_path / "quick", study_config())
     told = not_run(folder, "runs/quick")
-    assert set(told) == {"H1, H2, H3"} and "not run in the quick profile" in told["H1, H2, H3"]
+    assert set(told) == {"H1, H2, H3", "H5 in every way of fine-tuning", "H6", "H7"}
+    assert "not run in the quick profile" in told["H1, H2, H3"]
     command = "ssah-lens study --config runs/quick/config.toml --out runs/quick --stages direction,report"
     assert command in told["H1, H2, H3"]
     page = html(replace(Results(), not_run=not_run(folder)), {}, {})
     assert "H1, H2, H3:" in page and "--stages direction,report" in page
-    folder.write("stages/direction.json", "{}")
+    for stage in ("direction", "tuning", "budget", "transfer"):
+        folder.write(f"stages/{stage}.json", "{}")
     assert not_run(folder) == {}
 
 

@@ -104,11 +104,18 @@ def units(grid: UnitGrid) -> UnitTable:
     return UnitTable(grid, *values, roles, {"score": "mask", "model": "planted", "signed": True})
 
 
+ELSEWHERE = {
+    "study": "tests/real",
+    "report": "tests/real, and tests/show of its figures",
+    "direction": "tests/test_cli_direction.py: the planted model here refuses nothing, so it has no direction",
+}
+
+
 def test_the_commands_run(place: Path, lens: Callable, monkeypatch: pytest.MonkeyPatch):
-    """One after the other, as a reader would type them. The last, a whole study, is run by `tests/real`."""
+    """One after the other, as a reader would type them; `ELSEWHERE` says who runs the others."""
     monkeypatch.chdir(place)
     for words in LENS:
-        if words[0] == "study":
+        if words[0] in ELSEWHERE:
             continue
         said = lens(*["planted" if w == "smollm2-135m" else w for w in words], *QUICK.get(words[0], []), "--quiet")
         assert said.code == 0 and said.out, f"{' '.join(words)}: {said.err}"

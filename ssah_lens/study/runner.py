@@ -430,7 +430,6 @@ class Study:
     def units(self) -> Any:
         """Scores, roles, `units.parquet`."""
         from ssah_lens.chat.prompts import instructions, pairs
-        from ssah_lens.study.explored import explored, save_contexts
         from ssah_lens.study.sweeps import effects_in_parts
         from ssah_lens.study.units import find_units, harmless_mix
 
@@ -447,9 +446,6 @@ class Study:
             effects=effects_in_parts(self.folder.parts("units"), self.ahead("units")),
         )
         table.save(self.folder.path / "units.parquet")
-        sets = {"harmful": harmful.sample(u.validation, seed), "harmless": harmless}
-        tokens = self.folder.load_stage("refusal").refusal_token_ids
-        save_contexts(self.folder.path, explored(self.aligned, table, sets, tokens, self.calibration.utility))
         return result
 
     def scores(self) -> Any:
@@ -465,9 +461,19 @@ class Study:
         return proof_stages.stability(self)
 
     def contexts(self) -> Any:
-        """What the SCU that rank highest respond to and write."""
+        """What the SCU that rank highest respond to and write; the explorer gets that of all units that matter."""
+        from ssah_lens.chat.prompts import instructions, pairs
         from ssah_lens.study import proof_stages
+        from ssah_lens.study.explored import explored, save_contexts
+        from ssah_lens.study.units import harmless_mix
 
+        n, seed = self.config.units.validation, self.config.seed
+        harmful, twins = pairs("validation")
+        harmless = harmless_mix(twins, instructions("validation"), n, seed)
+        sets = {"harmful": harmful.sample(n, seed), "harmless": harmless}
+        tokens = self.folder.load_stage("refusal").refusal_token_ids
+        found = explored(self.aligned, self.table(), sets, tokens, self.calibration.utility)
+        save_contexts(self.folder.path, found)
         return proof_stages.contexts(self)
 
     def ablate(self) -> Any:

@@ -76,11 +76,14 @@ def test_a_run_folder_is_kept_in_the_cache_by_its_settings(tiny_run, tmp_path: P
 
 
 def test_the_explorer_of_a_run_shows_texts(tiny_run: tuple[Path, Path]):
-    """The units stage keeps what the units that matter respond to; the report's explorer carries it."""
+    """Stage `contexts` keeps what the units that matter respond to; the report's explorer carries it."""
     from ssah_lens.study.explored import FILE, load_contexts
+    from ssah_lens.study.record import RunFolder
+    from ssah_lens.study.runner import run_study
 
     _, run = tiny_run
     units = aligned_units(run=run)
+    run_study(RunFolder.existing(run).config, run, ["contexts"])
     contexts = load_contexts(run)
     assert len(contexts) == len(units.units([sl.Role.SCU, sl.Role.UCU]))
     assert all(set(c.examples) == {"harmful", "harmless"} and c.direct is not None for c in contexts)

@@ -32,9 +32,10 @@ from ssah_lens.results import (
 )
 from ssah_lens.study.behaviour import outcomes
 from ssah_lens.study.direction_data import DirectionData
-from ssah_lens.study.direction_read import Keep, Read, read
+from ssah_lens.study.direction_read import Read, read
 from ssah_lens.study.direction_verdicts import direction_rows
 from ssah_lens.study.interchanges import interchanges
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.onset import distance_probe, onset
 from ssah_lens.study.readouts import CHOICE, HARM
 from ssah_lens.study.steering import ABLATED, ADDED, UNDAMAGED, Steering
@@ -70,7 +71,7 @@ def study_direction(
     seed: int,
     judge: str = "keyword",
     note: Note = lambda _: None,
-    keep: Keep = lambda _, __, make: make(),
+    keep: Keep = anew,
 ) -> DirectionResult:
     """Measures everything about the direction.
 

@@ -5,9 +5,9 @@ States are large, so what the later parts need of them is taken at once: an inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from ssah_lens.study.readouts import CHOICE, HARM, Labelled, readout
 
 MIN_SIDE = 8
 """With fewer refused harmful (or answered harmless) train prompts there is no choice to take a mean of."""
-Keep = Callable[[str, Any, Callable[[], Any]], Any]
-"""(name, type, maker) -> what the maker gives, or what an interrupted run kept of it."""
 Array = Annotated[np.ndarray, PlainValidator(np.asarray), PlainSerializer(lambda a: a.tolist())]
 """Kept in a file as nested lists."""
 

@@ -17,7 +17,8 @@ from ssah_lens.errors import BadInput
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.results import Flips, Interchange
 from ssah_lens.study.direction_data import DirectionData
-from ssah_lens.study.direction_read import Keep, Read
+from ssah_lens.study.direction_read import Read
+from ssah_lens.study.keep import Keep
 
 FEW, MANY = 2, 8
 """Times as many twins are looked at as are wanted (quick, and standard): in most the model may refuse both sides."""

@@ -73,10 +73,10 @@ class Parts:
         return None if self.folder is None else self.folder / f"{name}.json"
 
 
-def write_result(file: Path, result: Any) -> Path:
+def write_result(file: Path, result: Any, advice: str = KEPT) -> Path:
     """Keeps a result as JSON; numbers that are not finite as text ('NaN'), which JSON has no number for."""
     text = to_json(result, indent=1, inf_nan_mode="strings", fallback=_plain)
-    return write_whole(file, lambda partial: partial.write_bytes(text), KEPT)
+    return write_whole(file, lambda partial: partial.write_bytes(text), advice)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
 from ssah_lens.study.behaviour import yardstick
 from ssah_lens.study.compare_scores import compare_scores
 from ssah_lens.study.contexts import unit_contexts
+from ssah_lens.study.explored import explored, save_contexts
 from ssah_lens.study.openings import find_openings
 from ssah_lens.study.proof import by_group, dose_response, on_sets
 from ssah_lens.study.stability import stability as score_again
@@ -51,7 +51,7 @@ def scores(study: Study) -> ScoreComparison:
     data = replace(study.calibration, unaligned=study.unaligned, refusal_tokens=tokens)
     # A folder of its own: a gate that the stage `units` has learnt would be read back, and seem to cost nothing.
     sample = Measured(config.exact_units, config.exact_prompts, store=study.score_parts / "compared")
-    return compare_scores(study.aligned, data, y, sample=sample, keep=partial(study.folder.part, "scores"))
+    return compare_scores(study.aligned, data, y, sample=sample, keep=study.folder.parts("scores"))
 
 
 def stability(study: Study) -> StabilityResult:
@@ -66,9 +66,13 @@ def stability(study: Study) -> StabilityResult:
 
 
 def contexts(study: Study) -> ContextsResult:
-    """What the SCU that rank highest respond to and write, on validation prompts."""
-    table = study.table()
-    openings = find_openings(study.aligned, study.config.seed)
+    """What the SCU that rank highest respond to and write; the explorer gets that of all units that matter."""
+    table, n, seed = study.table(), study.config.units.validation, study.config.seed
+    harmful, twins = pairs("validation")
+    sets = {"harmful": harmful.sample(n, seed), "harmless": harmless_mix(twins, instructions("validation"), n, seed)}
+    tokens = study.folder.load_stage("refusal").refusal_token_ids
+    save_contexts(study.folder.path, explored(study.aligned, table, sets, tokens, study.calibration.utility))
+    openings = find_openings(study.aligned, seed)
     top = strongest(table.roles[Role.SCU], ranking(scores_of(table), Role.SCU))
     return ContextsResult(tuple(unit_contexts(study.aligned, top, openings=openings)) if top else ())
 
@@ -90,7 +94,7 @@ def ablate(study: Study) -> AblateResult:
     bank = None
     if "resample" in config.modes:
         bank = Bank.collect(study.aligned, [*data.safety, *data.utility], seed)
-    keep = partial(study.folder.part, "ablate")
+    keep = study.folder.parts("ablate")
     y, scu = study.yardstick, table.roles[Role.SCU]
     sets = {str(r): s for r, s in table.roles.items()}
     ahead = study.ahead("ablate")
@@ -109,7 +113,7 @@ def ablate(study: Study) -> AblateResult:
 def sufficiency(study: Study) -> SufficiencyResult:
     """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
     y, seed, table = study.yardstick, study.config.seed, study.table()
-    keep = partial(study.folder.part, "sufficiency")
+    keep = study.folder.parts("sufficiency")
     moved = ()
     if study.unaligned is not None and study.unaligned.grid == study.aligned.grid:
         sets = sets_to_move(table.roles[Role.SCU], seed)

@@ -462,18 +462,8 @@ class Study:
 
     def contexts(self) -> Any:
         """What the SCU that rank highest respond to and write; the explorer gets that of all units that matter."""
-        from ssah_lens.chat.prompts import instructions, pairs
         from ssah_lens.study import proof_stages
-        from ssah_lens.study.explored import explored, save_contexts
-        from ssah_lens.study.units import harmless_mix
 
-        n, seed = self.config.units.validation, self.config.seed
-        harmful, twins = pairs("validation")
-        harmless = harmless_mix(twins, instructions("validation"), n, seed)
-        sets = {"harmful": harmful.sample(n, seed), "harmless": harmless}
-        tokens = self.folder.load_stage("refusal").refusal_token_ids
-        found = explored(self.aligned, self.table(), sets, tokens, self.calibration.utility)
-        save_contexts(self.folder.path, found)
         return proof_stages.contexts(self)
 
     def ablate(self) -> Any:

@@ -21,7 +21,7 @@ from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
 from ssah_lens.results import Outcomes, Steered
 from ssah_lens.study.behaviour import outcomes
-from ssah_lens.study.direction_read import Keep
+from ssah_lens.study.keep import Keep
 
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"

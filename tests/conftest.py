@@ -164,6 +164,13 @@ FAMILIES = {
     "stablelm": {"partial_rotary_factor": 0.5},
 }
 """Architectures that units are told apart in, with what their micro models need beside the common sizes."""
+EXPERTS = {
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [0],
+                  "shared_expert_intermediate_size": 8},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+}  # fmt: skip
+"""Mixtures of experts: heads are units, expert neurons are not. The first layer of this Qwen2-MoE is dense."""
 
 
 @pytest.fixture(scope="session")
@@ -188,12 +195,12 @@ def make_family(make_tokenizer: Callable) -> Callable:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **FAMILIES[family],
+            **(FAMILIES | EXPERTS)[family],
         )
         plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
         plain.config.architectures = [type(plain).__name__]
         for name, p in plain.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or "gate.weight" in name:  # a router of zeros would send all tokens one way
                 torch.nn.init.normal_(p, std=0.3)
         return ChatModel(plain, tokenizer, f"micro-{family}")
 
@@ -203,6 +210,12 @@ def make_family(make_tokenizer: Callable) -> Callable:
 @pytest.fixture(scope="session", params=list(FAMILIES))
 def any_family(request: pytest.FixtureRequest, make_family: Callable) -> ChatModel:
     """One micro model of every architecture. Leave its weights alone."""
+    return make_family(request.param)
+
+
+@pytest.fixture(scope="session", params=list(EXPERTS))
+def any_experts(request: pytest.FixtureRequest, make_family: Callable) -> ChatModel:
+    """One micro model of every mixture of experts. Leave its weights alone."""
     return make_family(request.param)
 
 

@@ -9,7 +9,7 @@ It misses saturation and self-repair: compare with the exact sweep (`agreement`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,25 +57,39 @@ def attribution(
     if steps < 0:
         raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
-    places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
-    for chosen, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)), what):
-        prompts = torch.tensor(chosen, device=model.device)
-        source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
-        n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
-        if steps == 0:
-            read = lambda batch=batch, which=prompts: metric.of(_decision_logits(model, batch), which).sum()
-            acts, grads = _gradients(model, places, read)
-            for (kind, layer), a in acts.items():
-                put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-                product = (put - a[:, -n_pos:]) * grads[kind, layer][:, -n_pos:]
+    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
+    for chosen, batch in progress(batches, what):
+        with batches.room(cut=fill.mode != "resample"):
+            source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+            n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
+            prompts = torch.tensor(chosen, device=model.device)
+            for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
-            continue
-        replay = Replay.record(model, batch)
-        for kind, layer in progress(places, f"{what}, by layer"):
-            put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-            product = _integrated(replay, metric, prompts, kind, layer, put, steps)
-            out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
+
+
+def _products(
+    model: ChatModel,
+    batch: Batch,
+    metric: Metric,
+    prompts: Int[Tensor, " batch"],
+    fill: Fill,
+    source: Batch | None,
+    n_pos: int,
+    steps: int,
+    what: str,
+) -> Iterator[tuple[tuple[Kind, int], Float[Tensor, "batch pos channel"]]]:
+    """(fill - a) times the gradient at the last positions, place by place."""
+    places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
+    put = lambda kind, layer: replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
+    if steps == 0:
+        acts, grads = _gradients(model, places, lambda: metric.of(_decision_logits(model, batch), prompts).sum())
+        for place, a in acts.items():
+            yield place, (put(*place) - a[:, -n_pos:]) * grads[place][:, -n_pos:]
+        return
+    replay = Replay.record(model, batch)
+    for place in progress(places, f"{what}, by layer"):
+        yield place, _integrated(replay, metric, prompts, *place, put(*place), steps)
 
 
 def _integrated(
@@ -91,7 +105,7 @@ def _integrated(
     model, n_pos = replay.model, put.shape[1]
     shares = (torch.arange(steps, device=put.device) + 0.5) / steps
     total, difference = torch.zeros_like(put), torch.zeros_like(put)
-    for part in shares.split(max(1, BATCH_TOKENS // (replay.n_rows * n_pos))):
+    for part in shares.split(max(1, int(BATCH_TOKENS * model.room.share) // (replay.n_rows * n_pos))):
         leaves: list[Tensor] = []
 
         def move(module, args, part=part, leaves=leaves):
@@ -143,21 +157,27 @@ def curvature(
     if samples < 1:
         raise BadInput(f"samples is {samples}: allowed are 1 and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
-    places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
+    places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
     generator = torch.Generator(model.device).manual_seed(seed)
     tokens = 0
-    for _, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)) * samples, what):
+    for _ in range(samples):
+        batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
+        for _, batch in progress(batches, what):
 
-        def drawn(batch=batch) -> Tensor:
-            log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
-            return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
+            def drawn(batch=batch) -> Tensor:
+                log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
+                return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
 
-        acts, grads = _gradients(model, places, drawn)
-        for (kind, layer), a in acts.items():
-            put = replacement(model, fill, batch, None, Site.of(kind), layer, a.shape[1])
-            change = _per_unit(model, kind, (put - a) * grads[kind, layer], batch, a.shape[1])
-            out[kind][layer] += np.square(change).sum(1)
-        tokens += int(batch.response.sum())
+            with batches.room():
+                acts, grads = _gradients(model, places, drawn)
+                squares = {}
+                for (kind, layer), a in acts.items():
+                    put = replacement(model, fill, batch, None, Site.of(kind), layer, a.shape[1])
+                    change = _per_unit(model, kind, (put - a) * grads[kind, layer], batch, a.shape[1])
+                    squares[kind, layer] = np.square(change).sum(1)
+                for (kind, layer), square in squares.items():
+                    out[kind][layer] += square
+                tokens += int(batch.response.sum())
     return {k: v / (2 * max(tokens, 1)) for k, v in out.items()}
 
 

@@ -95,6 +95,8 @@ def activation_patching(
     Raises:
         BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric.
     """
+    if site is Site.NEURON:
+        model.anatomy.check_neurons()
     rows = [model.rows(texts) for texts in (clean, corrupted)]
     differ = _aligned(model, *rows)
     by_position = site not in (Site.HEAD, Site.NEURON) if by_position is None else by_position

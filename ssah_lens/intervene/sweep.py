@@ -112,9 +112,10 @@ class Fill:
 
 
 def all_units(
-    model: ChatModel, kinds: Sequence[Kind] = tuple(Kind), layers: Sequence[int] | None = None
+    model: ChatModel, kinds: Sequence[Kind] | None = None, layers: Sequence[int] | None = None
 ) -> list[Edits]:
-    """One intervention for every unit, in the order of kinds, layers and indices."""
+    """One intervention for every unit, in the order of kinds, layers and indices; all kinds and layers by default."""
+    kinds = model.grid.kinds if kinds is None else kinds
     layers = range(model.grid.n_layers) if layers is None else layers
     outside = [i for i in layers if not 0 <= i < model.grid.n_layers]
     if outside:
@@ -155,24 +156,25 @@ def sweep(
     starts = np.cumsum([0, *(len(e) for e in edits)])
     clean = np.full(len(rows), np.nan)
     with _Store.open(store, (int(starts[-1]), len(rows)), _key(model, rows, metric, edits, fill, last)) as values:
-        batches = list(model.batches(rows, share_prefix=False))
+        batches = model.batches(rows, share_prefix=False)
         run = _Replayed if engine == "replay" else _Looped
-        plan = [(b, i) for b in range(len(batches)) for i in _hardest_first(edits)]
-        bar = _Bar(sum(_cost(model, edits[i], batches[b][1], last) for b, i in plan), what)
-        for number, (chosen, batch) in enumerate(batches):
-            source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
-            runner = run(model, batch, metric, fill, source, last, bfloat16, chosen)
-            clean[chosen] = runner.clean
-            for i in (i for b, i in plan if b == number):
-                todo = np.flatnonzero(np.isnan(values[starts[i] : starts[i + 1], chosen]).any(1))
-                bar.skip(_cost(model, edits[i], batch, last) * (1 - len(todo) / max(len(edits[i]), 1)))
-                for part, found in runner.values(edits[i], todo):
-                    if not np.isfinite(found).all():
-                        raise BadInput(
-                            f"the metric '{metric.name}' is not finite at {edits[i].site} of layer {edits[i].layer}"
-                        )
-                    values[np.ix_(starts[i] + part, chosen)] = found
-                    bar.skip(_cost(model, edits[i], batch, last) * len(part) / len(edits[i]))
+        bar = _Bar(sum(_cost(model, e, batch, last) for _, batch in batches for e in edits), what)
+        for chosen, batch in batches:
+            # What was found before memory ran out stays: the halves of a batch begin where it ended.
+            with batches.room(cut=fill.mode != "resample"):
+                source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+                runner = run(model, batch, metric, fill, source, last, bfloat16, chosen)
+                clean[chosen] = runner.clean
+                for i in _hardest_first(edits):
+                    todo = np.flatnonzero(np.isnan(values[starts[i] : starts[i + 1], chosen]).any(1))
+                    bar.skip(_cost(model, edits[i], batch, last) * (1 - len(todo) / max(len(edits[i]), 1)))
+                    for part, found in runner.values(edits[i], todo):
+                        if not np.isfinite(found).all():
+                            raise BadInput(
+                                f"the metric '{metric.name}' is not finite at {edits[i].site} of layer {edits[i].layer}"
+                            )
+                        values[np.ix_(starts[i] + part, chosen)] = found
+                        bar.skip(_cost(model, edits[i], batch, last) * len(part) / len(edits[i]))
         bar.close()
         return Swept(tuple(edits), np.array(values), clean, estimand(fill, last), metric.name, engine)
 
@@ -284,7 +286,7 @@ class _Replayed(_Runner):
         at = 0
         while at < len(todo):
             reach = self.last if edits.window is None else min(_reach(edits.window[todo[at]]), self.n_pos)
-            size = max(1, CHUNK_TOKENS // (self.n_rows * reach))
+            size = max(1, int(CHUNK_TOKENS * self.model.room.share) // (self.n_rows * reach))
             part = todo[at : at + size]
             at += size
             yield part, self._chunk(edits, part)
@@ -432,6 +434,8 @@ def _check(model: ChatModel, rows: Sequence[Row], edits: Sequence[Edits], last: 
     if last is not None and last < 1:
         raise BadInput(f"last is {last}: allowed are 1 or more, or None for all positions")
     for e in edits:
+        if e.site is Site.NEURON:
+            model.anatomy.check_neurons()
         if not 0 <= e.layer < model.grid.n_layers:
             raise BadInput(f"no layer {e.layer}: the model has layers 0-{model.grid.n_layers - 1}")
         n = e.site.units(model.anatomy)

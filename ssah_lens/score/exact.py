@@ -59,7 +59,8 @@ def units_to_measure(model: ChatModel, m: Measured, seed: int) -> list[Edits]:
     if m.units < 2:
         raise BadInput(f"a sample of {m.units} units is too small: allowed are 2 and more")
     by_kind = {k: [(e.layer, u) for e in everything if e.site is Site.of(k) for u in e.units.tolist()] for k in Kind}
-    n_heads = min(len(by_kind[Kind.HEAD]), max(1, round(HEADS * m.units)))
+    share = HEADS if by_kind[Kind.MLP] else 1.0
+    n_heads = min(len(by_kind[Kind.HEAD]), max(1, round(share * m.units)))
     n = {Kind.HEAD: n_heads, Kind.MLP: min(len(by_kind[Kind.MLP]), m.units - n_heads)}
     rng = np.random.default_rng(seed)
     out = []

@@ -492,18 +492,18 @@ def test_an_unknown_dtype_is_refused():
         ChatModel.load("anything", dtype="int4")
 
 
-def mixtral():
-    from transformers import MixtralConfig, MixtralForCausalLM
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3", "bloom", "falcon", "mamba"])
+def test_an_unknown_layout_is_refused_with_the_reason(make_tokenizer, family: str):
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return MixtralForCausalLM(MixtralConfig(
-        vocab_size=320, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
-    ))  # fmt: skip
-
-
-def test_a_mixture_of_experts_is_refused(make_tokenizer):
-    with pytest.raises(BadInput, match=r"mixture of 2 experts.*supported are.*Llama"):
-        ChatModel(mixtral(), make_tokenizer(), "other")
+    config = AutoConfig.for_model(
+        family, vocab_size=320, hidden_size=32, intermediate_size=8, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=2, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(BadInput, match=r"(unknown layout|no list of decoder layers).*supported are.*Llama"):
+        ChatModel(plain, make_tokenizer(), "other")
 
 
 def test_the_anatomy_is_read_from_the_model(micro: ChatModel):

@@ -21,6 +21,7 @@ from ssah_lens.cli_options import (
     Roles,
     Seed,
     Shell,
+    System,
     layer_span,
     loader,
     run,
@@ -155,6 +156,7 @@ def study(
     ),
     stages: Annotated[Optional[str], typer.Option("--stages", help="some stages only, separated by commas")] = None,
     seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,
+    system: System = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
     json_: Json = False,
@@ -165,6 +167,7 @@ def study(
 
     shell = Shell(json_, quiet)
     given = {"model": model, "unaligned": unaligned, "profile": profile, "seed": seed, "device": device, "dtype": dtype}
+    given["system"] = system
     if config and model == "smollm2-135m":
         del given["model"]  # the default does not override the file
     resolved = study_config(config, **given)
@@ -223,6 +226,7 @@ def refusal(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
     judge: Annotated[str, typer.Option("--judge")] = "keyword",
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -236,7 +240,7 @@ def refusal(
     commands.check_judge(judge)
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     result = run(
-        shell, lambda: commands.run_refusal(loader(shell, device, dtype)(model), *files, judge, max_new_tokens)
+        shell, lambda: commands.run_refusal(loader(shell, device, dtype, system)(model), *files, judge, max_new_tokens)
     )
 
     def table() -> None:
@@ -264,6 +268,7 @@ def align(
     ] = None,
     roles: Roles = "RU",
     steps: Annotated[Optional[int], typer.Option("--steps", min=1)] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -279,7 +284,7 @@ def align(
     only = (train_only, parse_roles(roles)) if train_only else None
     files = [commands.read_limited(f, None) for f in (harmful, harmless)]
     config = AlignConfig(steps=steps) if steps else AlignConfig()
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     shell.note(
         f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
     )
@@ -299,6 +304,7 @@ def units(
         Optional[str], typer.Option("--layers", help="A-B: only these layers' units become SCU, UCU or RU")
     ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=8, help="calibration prompts on each side")] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -315,7 +321,7 @@ def units(
     span = layer_span(layers)
     files = [commands.read_limited(f, None) for f in (safety, utility)]
     config = UnitsConfig(score=score, calibration=limit or UnitsConfig().calibration)
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     minutes = "50 minutes (one that was killed resumes)" if score == "exact" else "4 minutes"
     shell.note(f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m")
 
@@ -349,6 +355,7 @@ def ablate(
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -367,7 +374,7 @@ def ablate(
         raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     config = AblateConfig(controls=controls)
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(
         shell,
         lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed, shell.note),
@@ -431,6 +438,7 @@ def finetune(
     checkpoint: Annotated[
         Optional[Path], typer.Option("--checkpoint", help="folder: an interrupted run resumes from there")
     ] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -463,7 +471,7 @@ def finetune(
         checkpoints=checkpoint,
         seed=seed,
     )
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(shell, lambda: finetune.run_finetune(lambda: load(model), prompts, out, options, shell.note))
     fell = result.before.harmful.refused.value - result.after.harmful.refused.value
     if fell > 0.05:
@@ -523,6 +531,7 @@ def patch(
     layers: Annotated[Optional[str], typer.Option("--layers", help="A-B: only these layers")] = None,
     noising: Annotated[bool, typer.Option("--noising", help="corrupted into clean, instead of clean into it")] = False,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="at most this many pairs of the file")] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -535,7 +544,7 @@ def patch(
     shell = Shell(json_, quiet)
     sides = given_pairs(clean, corrupted, pairs, limit, seed)
     span = layer_span(layers)
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(shell, lambda: run_patch(lambda: load(model), *sides, out, site, noising, span, seed, shell.note))
 
     def table() -> None:
@@ -581,11 +590,24 @@ def main() -> NoReturn:
         if isinstance(e, OSError) and e.errno in USERS_DISK:
             where = e.filename or "the output"
             sys.exit(_complain(f"cannot write '{where}': {e.strerror}; finished stages are kept", 2))
+        if _out_of_memory(e):
+            sys.exit(_complain(f"{MEMORY} ({e})", 2))
         if os.environ.get("SSAH_LENS_DEBUG"):
             raise
         what = f"{type(e).__name__}: {e}"
         code = _complain(f"a fault of ours: {what}; please report it, with SSAH_LENS_DEBUG=1 for the traceback", 1)
     sys.exit(code)
+
+
+MEMORY = "out of memory, and no smaller batch would do: take --dtype bfloat16, a smaller model or another --device"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # then nothing large was begun
+        return isinstance(error, MemoryError)
+    from ssah_lens.chat.memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _complain(message: str, code: int) -> int:

@@ -88,6 +88,7 @@ class StudyConfig(_Section):
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    system: str | None = Field(None, description="system prompt of prompts that bring none; else the template's own")
     align: AlignConfig = AlignConfig()
     measure: MeasureConfig = MeasureConfig()
     units: UnitsConfig = UnitsConfig()

@@ -165,7 +165,7 @@ FAMILIES = {
 }
 """Architectures that units are told apart in, with what their micro models need beside the common sizes."""
 EXPERTS = {
-    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 16},
     "qwen2_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [0],
                   "shared_expert_intermediate_size": 8},
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
@@ -181,22 +181,21 @@ def make_family(make_tokenizer: Callable) -> Callable:
     def make(family: str, seed: int = 0) -> ChatModel:
         tokenizer = make_tokenizer()
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4 if family in ("gpt2", "gpt_neox") else 2,
-            head_dim=4,
-            max_position_embeddings=512,
-            initializer_range=0.3,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **(FAMILIES | EXPERTS)[family],
-        )
+        common = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4 if family in ("gpt2", "gpt_neox") else 2,
+            "head_dim": 4,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = AutoConfig.for_model(family, **common | (FAMILIES | EXPERTS)[family])
         plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
         plain.config.architectures = [type(plain).__name__]
         for name, p in plain.named_parameters():

@@ -9,14 +9,15 @@ prompts, keep the refusals. Chosen by optimisation, so held-out prompts and matc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssah_lens.chat.batch import Row
+from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
@@ -71,20 +72,54 @@ def _learn(
     optimizer = torch.optim.Adam(logits.values(), lr=LR)
     fill = fills(model, data.moments, "mean")
     rng = np.random.default_rng(data.seed)
-    n_units = model.grid.n_units
     with gradients_of(model):
         for _ in progress(range(data.steps), what):
-            gates = {k: torch.sigmoid(v) for k, v in logits.items()}
-            closed = sum((1 - g).sum() for g in gates.values()) / n_units
             rows = [*_draw(change, rng), *_draw(keep, rng)]
-            with gated(model, gates, fill):
-                losing, staying = _nll(model, rows, min(BATCH, len(change)))
-            losing = goal(losing)
-            loss = losing + KEEP * staying + PRICE * closed
-            optimizer.zero_grad()
-            loss.backward()
+            while True:
+                optimizer.zero_grad()
+                try:
+                    _gradient(model, logits, fill, rows, min(BATCH, len(change)), goal)
+                    break
+                except Exception as e:
+                    model.room.back_off(e)
             optimizer.step()
     return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in logits.items()}
+
+
+def _gradient(
+    model: ChatModel,
+    logits: dict[Kind, Tensor],
+    fill: dict[Kind, Tensor],
+    rows: list[Row],
+    n: int,
+    goal: Callable[[Tensor], Tensor],
+) -> None:
+    """Of one step's loss; the first n rows are to be lost. In parts, and twice through, where memory is short."""
+    gates = lambda: {k: torch.sigmoid(v) for k, v in logits.items()}
+    closed = sum((1 - g).sum() for g in gates().values()) / model.grid.n_units
+    parts = np.array_split(np.arange(len(rows)), min(len(rows), math.ceil(1 / model.room.share)))
+    if len(parts) == 1:
+        with gated(model, gates(), fill):
+            losing, staying = _nll(model, rows, n)
+        (goal(losing) + KEEP * staying + PRICE * closed).backward()
+        return
+
+    tokens = [sum(r.positions.count(Position.RESPONSE) for r in side) for side in (rows[:n], rows[n:])]
+
+    def sums(part: np.ndarray) -> tuple[Tensor, Tensor]:
+        with gated(model, gates(), fill):
+            nll, row = _token_nll(model, [rows[i] for i in part])
+        first = torch.as_tensor(part, device=row.device)[row] < n
+        return nll[first].sum() / tokens[0], nll[~first].sum() / tokens[1]
+
+    with torch.no_grad():  # the goal is read at the mean over all parts: its slope there comes first
+        losing = torch.stack([sums(part)[0] for part in parts]).sum()
+    losing.requires_grad_()
+    (slope,) = torch.autograd.grad(goal(losing), losing)
+    for part in parts:
+        losing, staying = sums(part)
+        (slope * losing + KEEP * staying).backward()
+    (PRICE * closed).backward()
 
 
 def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
@@ -93,6 +128,12 @@ def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
 
 def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean nats per response token of the first n rows and of the others, in one forward pass."""
+    nll, row = _token_nll(model, rows)
+    return nll[row < n].mean(), nll[row >= n].mean()
+
+
+def _token_nll(model: ChatModel, rows: list[Row]) -> tuple[Float[Tensor, " token"], Int[Tensor, " token"]]:
+    """Nats of every response token, and its row."""
     batch = model.pad(rows, share_prefix=True)
     # In bfloat16 the mask's float32 minimum rounds to -inf, and a padding token that sees nothing would be NaN.
     finite = [
@@ -101,11 +142,16 @@ def _nll(model: ChatModel, rows: list[Row], n: int) -> tuple[Float[Tensor, ""], 
     ]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device))
     with autocast, model.bridge.hooks(fwd_hooks=finite):
-        nll = response_nll(model.response_logits(batch), batch)
-    first = batch.response_rows < n
-    return nll[first].mean(), nll[~first].mean()
+        return response_nll(model.response_logits(batch), batch), batch.response_rows
 
 
 @torch.no_grad()
 def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
-    return float(_nll(model, rows, len(rows))[0])
+    """Nats per response token."""
+    total, n = 0.0, 0
+    batches = model.batches(rows)
+    for chosen, _ in batches:
+        with batches.room():
+            nll, _ = _token_nll(model, [rows[i] for i in chosen])
+            total, n = total + float(nll.sum()), n + len(nll)
+    return total / n

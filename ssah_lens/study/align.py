@@ -53,9 +53,9 @@ def alignment_data(
     sampled = PromptSet("harmless", (*(twins or ()), *ordinary.prompts[::2]))
     answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed)
     answers += own_answers(model, greedy, config.answer_tokens, "own answers, greedy")
-    prompts = sampled.texts + greedy.texts
+    prompts, systems = sampled.texts + greedy.texts, sampled.systems + greedy.systems
     kept = [i for i, a in enumerate(answers) if not _apologises(model.text(a))]
-    return AlignmentData(refusing, model.rows([prompts[i] for i in kept], [answers[i] for i in kept]))
+    return AlignmentData(refusing, model.rows(*([x[i] for i in kept] for x in (prompts, answers, systems))))
 
 
 def align(

@@ -51,7 +51,7 @@ class Yardstick:
 
 def own_answers(model: ChatModel, prompts: PromptSet, max_new_tokens: int, what: str, **options) -> list[list[int]]:
     """The model's answers as response tokens; one that ended by itself keeps the token that ends the turn."""
-    found = model.generate(prompts.texts, max_new_tokens, what=what, **options)
+    found = model.generate(prompts.texts, max_new_tokens, system=prompts.systems, what=what, **options)
     return [t + [model.turn_end] if len(t) < max_new_tokens else t for t in found]
 
 
@@ -76,9 +76,9 @@ def yardstick(
         tuple(tokens),
         judge,
         max_new_tokens,
-        reference.rows(ordinary.texts, answers),
-        reference.rows(ordinary.texts, written) if written else [],
-        utility.decision_log_probs(reference, ordinary.texts),
+        reference.rows(ordinary.texts, answers, ordinary.systems),
+        reference.rows(ordinary.texts, written, ordinary.systems) if written else [],
+        utility.row_log_probs(reference, reference.rows(ordinary.texts, system=ordinary.systems)),
         choices,
         prose,
     )

@@ -103,7 +103,7 @@ def unit_contexts(
         by_place.setdefault((kind, layer), []).append(number)
     found, means, rows = {}, None, {}
     for name, prompts in sets.items():
-        rows[name] = model.rows(prompts.texts)
+        rows[name] = model.rows(prompts.texts, system=prompts.systems)
         found[name], mean = _strongest(model, rows[name], wanted, by_place, min(k, len(prompts)), name)
         means = mean if means is None else means
     direct = _direct(model, rows[next(iter(sets))], openings.metric, wanted, means) if openings else None

@@ -159,9 +159,11 @@ class Study:
         from ssah_lens.chat import weights
         from ssah_lens.chat.model import ChatModel
 
-        model = ChatModel.load(name, self.config.device, self.config.dtype, note=self.note)
+        model = ChatModel.load(name, self.config.device, self.config.dtype, self.note, self.config.system)
+        model.room.share = self.folder.record.get("batch_share", 1.0)
         hashes = {**self.folder.record.get("models", {}), name: weights.file_hashes(weights.resolve(name))}
-        self.folder.update_record(models=hashes)
+        notes = {**self.folder.record.get("notes", {}), **({name: "; ".join(model.notes)} if model.notes else {})}
+        self.folder.update_record(models=hashes, **({"notes": notes} if notes else {}))
         return model
 
     @cached_property
@@ -180,7 +182,10 @@ class Study:
 
         if not self._made:
             return self.given
-        model = ChatModel.load(str(self.folder.path / "aligned"), self.config.device, self.config.dtype)
+        model = ChatModel.load(
+            str(self.folder.path / "aligned"), self.config.device, self.config.dtype, system=self.config.system
+        )
+        model.room.share = self.folder.record.get("batch_share", 1.0)
         model.name = f"{self.config.model} (aligned)"
         return model
 
@@ -195,7 +200,17 @@ class Study:
         if stage == "units" and self._made:
             self.__dict__.pop("given", None)
             self.calibration = replace(self.calibration, unaligned=None)
+        self._keep_batch_share()
         _give_back_memory()
+
+    def _keep_batch_share(self) -> None:
+        """What a stage learnt of memory holds for the next stages, in this process and in one that resumes."""
+        models = [m for m in (self.__dict__.get(name) for name in ("given", "aligned", "unaligned")) if m is not None]
+        share = min((m.room.share for m in models), default=1.0)
+        if share < 1:
+            for model in models:
+                model.room.share = share
+            self.folder.update_record(batch_share=share)
 
     # ---- prompts
 

@@ -14,6 +14,7 @@ from ssah_lens import stats
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
+from ssah_lens.measure.stored import StoredRows
 from ssah_lens.stats import Estimate
 
 
@@ -134,6 +135,17 @@ def row_log_probs(model: ChatModel, rows: Sequence[Row]) -> Float[Tensor, "row v
             found = model.logits(batch)[:, -1].float().log_softmax(-1)
             out = found.new_empty(len(rows), found.shape[-1]) if out is None else out
             out[chosen] = found
+    return out
+
+
+@torch.inference_mode()
+def stored_log_probs(model: ChatModel, rows: Sequence[Row]) -> StoredRows:
+    """As `row_log_probs`, for any number of rows: a vocabulary of numbers each would not stay in memory."""
+    out = StoredRows(len(rows), model.device)
+    batches = model.batches(rows)
+    for chosen, batch in batches:
+        with batches.room():
+            out[chosen] = model.logits(batch)[:, -1].float().log_softmax(-1)
     return out
 
 

@@ -15,6 +15,7 @@ from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.measure import utility
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds, refusal_tokens
+from ssah_lens.measure.stored import StoredRows
 from ssah_lens.results import Behaviour, Outcomes, Utility
 
 N_EXAMPLES = 8
@@ -44,7 +45,7 @@ class Yardstick:
     max_new_tokens: int
     answers: list[Row]
     written: list[Row]
-    reference: Tensor
+    reference: StoredRows
     choices: int | None
     prose: int | None
 
@@ -78,7 +79,7 @@ def yardstick(
         max_new_tokens,
         reference.rows(ordinary.texts, answers, ordinary.systems),
         reference.rows(ordinary.texts, written, ordinary.systems) if written else [],
-        utility.row_log_probs(reference, reference.rows(ordinary.texts, system=ordinary.systems)),
+        utility.stored_log_probs(reference, reference.rows(ordinary.texts, system=ordinary.systems)),
         choices,
         prose,
     )

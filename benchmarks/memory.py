@@ -1,9 +1,10 @@
 """Peak memory of every measurement at 100 and at 2,000 prompts: it must not grow with their number.
 
-usage: python benchmarks/memory.py [SMALL LARGE]
+usage: python benchmarks/memory.py [SMALL LARGE [NAME ...]]
 
 A micro Llama with a vocabulary of 50,000, so that any table of logits per prompt would show (2,000 prompts: 400 MB).
 Both numbers of prompts run in one process: the peak after the small one is the base, the large one may not raise it.
+Prompts are so long that 100 of them fill a batch. NAMEs choose measurements; all by default.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ssah_lens.score.base import Calibration
 from ssah_lens.study.behaviour import behave, yardstick
 
 VOCABULARY = 50_000
+PADDING = "so that it rises well and its crust turns out brown"
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -66,7 +68,9 @@ def micro() -> ChatModel:
 
 def measurements(model: ChatModel, n: int) -> dict[str, Callable[[], object]]:
     """What is run on n prompts, by name."""
-    prompts = PromptSet("prompts", tuple(Prompt(f"How do I bake loaf {i} of {n}?", "Like this.") for i in range(n)))
+    prompts = PromptSet(
+        "prompts", tuple(Prompt(f"Of {n} loaves, how do I bake loaf {i} {PADDING}?", "Like this.") for i in range(n))
+    )
     answer = model.response_tokens("Like this.")
     rows = model.rows(prompts.texts, [answer] * n)
     found: dict[str, Moments] = {}
@@ -93,12 +97,14 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def main(small: int, large: int) -> None:
+def main(small: int, large: int, *names: str) -> None:
     model = micro()
     table: dict[str, list[str]] = {}
     with quiet():
         for n in (small, large):
             for name, run in measurements(model, n).items():
+                if names and name not in names:
+                    continue
                 started = time.perf_counter()
                 run()
                 table.setdefault(name, []).extend([f"{time.perf_counter() - started:.1f}", f"{peak():.0f}"])
@@ -108,4 +114,4 @@ def main(small: int, large: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (100, 2000)))
+    main(*(map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (100, 2000)), *sys.argv[3:])

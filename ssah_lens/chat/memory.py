@@ -71,6 +71,10 @@ class Batches:
     """Rows cut into batches; iterating gives the indices of the rows and the padded batch.
 
     `len` is the number of batches when all of them fit.
+
+    Attributes:
+        whole: rows of the batch as it was planned, which the present one is all or a part of: what is drawn for a batch
+            at random is drawn for the whole, so that it does not depend on the memory there is.
     """
 
     def __init__(
@@ -83,24 +87,25 @@ class Batches:
     ) -> None:
         self._rows, self._cuts, self._most, self._make, self._room = rows, cuts, most, make, room
         self._failed = False
+        self.whole: list[int] = []
 
     def __len__(self) -> int:
         return len(self._cuts)
 
     def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
-        todo = deque(self._cuts)
+        todo = deque((cut, cut) for cut in self._cuts)
         while todo:
-            chosen = todo.popleft()
-            tokens = self._tokens(chosen)
+            chosen, whole = todo.popleft()
+            tokens, half = self._tokens(chosen), len(chosen) // 2
             if len(chosen) > 1 and tokens > self._most * self._room.share:
-                todo.extendleft((chosen[len(chosen) // 2 :], chosen[: len(chosen) // 2]))
+                todo.extendleft(((chosen[half:], whole), (chosen[:half], whole)))
                 continue
-            self._failed = False
+            self._failed, self.whole = False, whole
             yield chosen, self._make([self._rows[i] for i in chosen])
             if self._failed:
                 release()
                 self._shrink(len(chosen), tokens)
-                todo.appendleft(chosen)
+                todo.appendleft((chosen, whole))
 
     @contextmanager
     def room(self, cut: bool = True) -> Iterator[None]:

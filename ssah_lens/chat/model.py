@@ -336,7 +336,7 @@ class ChatModel:
             max_new_tokens=max_new_tokens - len(prefix),
             eos_token_id=stop,
             pad_token_id=self.tokenizer.pad_token_id,
-            **({"do_sample": False} if sample_seed is None else {"do_sample": True, "top_k": 0}),
+            do_sample=False,
         )
         out: list[list[int]] = [[] for _ in prompts]
         rows = self.rows(prompts, [prefix] * len(prompts), system)
@@ -345,13 +345,16 @@ class ChatModel:
             with batches.room():
                 cache, mask = self._run_prefix(self.bridge.original_model, batch)
                 shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
-                with self.reading(batch), _seeded(sample_seed):
+                steps = [_AtDecision(chosen, at_decision)] if at_decision else []
+                if sample_seed is not None:
+                    steps.append(_Drawn(sample_seed, batches.whole, chosen, self.device))
+                with self.reading(batch):
                     tokens = self.bridge.original_model.generate(
                         input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
                         attention_mask=mask,
                         past_key_values=cache,
                         generation_config=config,
-                        logits_processor=[_AtDecision(chosen, at_decision)] if at_decision else None,
+                        logits_processor=steps,
                     )
                 for i, row in zip(chosen, tokens[:, mask.shape[1] :].tolist(), strict=True):
                     ends = [k for k, t in enumerate(row) if t in stop]
@@ -376,13 +379,19 @@ class _AtDecision:
         return logits
 
 
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's generator seeded inside, and as it was afterwards."""
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+class _Drawn:
+    """Makes greedy decoding a draw from the model's own distribution, the same however a batch is cut.
+
+    As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
+    """
+
+    def __init__(self, seed: int, whole: list[int], rows: list[int], device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.n, self.places = len(whole), [whole.index(i) for i in rows]
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        q = logits.new_empty(self.n, logits.shape[-1]).exponential_(generator=self.generator)
+        return logits.softmax(-1) / q[self.places]
 
 
 def unembed(

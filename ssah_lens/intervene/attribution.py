@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssah_lens.chat.batch import Batch, Row
+from ssah_lens.chat.batch import Batch, Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.gradients import gradients_of
@@ -159,14 +159,26 @@ def curvature(
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
     places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
     generator = torch.Generator(model.device).manual_seed(seed)
+    answered = lambda i: rows[i].positions.count(Position.RESPONSE)
     tokens = 0
     for _ in range(samples):
         batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
-        for _, batch in progress(batches, what):
+        whole: list[int] = []
+        noise: Tensor | None = None
+        for chosen, batch in progress(batches, what):
+            if batches.whole is not whole:  # drawn for the batch as it was planned, also when it is then cut
+                whole, noise = batches.whole, None
 
-            def drawn(batch=batch) -> Tensor:
+            def drawn(chosen=chosen, batch=batch, whole=whole) -> Tensor:
+                nonlocal noise
                 log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
-                return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
+                if noise is None:
+                    n = sum(map(answered, whole))
+                    noise = torch.empty(n, log_p.shape[-1], device=log_p.device).exponential_(generator=generator)
+                before = sum(map(answered, whole[: whole.index(chosen[0])]))
+                # As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
+                found = (log_p.detach().exp() / noise[before : before + len(log_p)]).argmax(-1, keepdim=True)
+                return log_p.gather(-1, found).sum()
 
             with batches.room():
                 acts, grads = _gradients(model, places, drawn)

@@ -20,7 +20,7 @@ from ssah_lens.chat.memory import SMALLEST, out_of_memory
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.attribution import attribution
+from ssah_lens.intervene.attribution import attribution, curvature
 from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.hooks import fills
 from ssah_lens.intervene.metric import divergence, logit_difference
@@ -99,6 +99,8 @@ def measured(what: str, model: ChatModel, rows, moments: Moments, other: ChatMod
         return [m.count.numpy(), *(m.mean[k].numpy() for k in Kind), *(m.m2[k].numpy() for k in Kind)]
     if what == "attribution":
         return per_kind(attribution(model, prompts, METRIC, Fill("mean", moments), None))
+    if what == "curvature":
+        return per_kind(curvature(model, rows, Fill("mean", moments), seed=3))
     if what == "integrated":
         return per_kind(attribution(model, prompts, METRIC, Fill("mean", moments), 1, steps=2))
     if what == "sweep":
@@ -121,8 +123,8 @@ def measured(what: str, model: ChatModel, rows, moments: Moments, other: ChatMod
     }[what]()
 
 
-MEASURED = ["moments", "losses", "scores", "log-probabilities", "contrast", "attribution", "integrated", "sweep",
-            "divergence", "contexts", "first tokens"]  # fmt: skip
+MEASURED = ["moments", "losses", "scores", "log-probabilities", "contrast", "attribution", "curvature", "integrated",
+            "sweep", "divergence", "contexts", "first tokens"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", MEASURED)
@@ -159,6 +161,24 @@ def test_learnt_gates_in_little_memory(micro: ChatModel, rows, moments: Moments)
         found = score("mask")(micro, Calibration(rows[::2], rows[1::2], rows[1::2], moments, moments, steps=2))
         assert max(ran) > 160 and micro.room.share < 1
     assert all(np.isfinite(v[k]).all() for v in (found.safety, found.utility) for k in Kind)
+
+
+def test_sampled_answers_are_the_same_to_the_token(micro: ChatModel):
+    """They are drawn for the batch as it was planned, and as transformers would draw them."""
+    whole = micro.generate(PROMPTS, 6, sample_seed=3)
+    with memory_for(micro, 160) as ran:
+        assert micro.generate(PROMPTS, 6, sample_seed=3) == whole
+    assert max(ran) > 160
+    [(chosen, batch)] = micro.batches(micro.rows(PROMPTS[:5]), share_prefix=False, overhead=10**6)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        tokens = micro.plain.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, do_sample=True, top_k=0, max_new_tokens=6,
+            eos_token_id=micro.turn_end, pad_token_id=micro.tokenizer.pad_token_id,
+        )[:, batch.ids.shape[1] :].tolist()  # fmt: skip
+    theirs = [row[: row.index(micro.turn_end)] if micro.turn_end in row else row for row in tokens]
+    ours = micro.generate(PROMPTS[:5], 6, sample_seed=3)
+    assert [ours[i] for i in chosen] == theirs
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -57,7 +57,10 @@ class Template:
         self._switches = {s: False for s in SWITCHES if re.search(rf"\b{s}\b", source)}
         self._close = ""
         self._close = self._missing_close(source)
-        self.thinks = bool(self._close) or CLOSE in self.after()
+        asked = [{"role": "user", "content": PROBE}]
+        untouched = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        switched = self._apply(asked, add_generation_prompt=True) != untouched
+        self.thinks = bool(self._close) or switched or CLOSE in self.after()
         self.turn_end = self._find_turn_end()
 
     def render(self, prompt: str, system: str | None = None) -> str:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-NAMES = ["refusal scores", "loss of answers", "behaviour with KL from a reference", "activation moments"]
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+PEAK = Path("/proc/self/clear_refs")
+PARTS = ["refusal scores", "loss of answers", "behaviour with KL from a reference", "activation moments"]
 
 
+def megabytes(name: str) -> float:
+    """VmRSS (now) or VmHWM (the most since the mark was last reset)."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+
+@pytest.mark.skipif(not os.access(PEAK, os.W_OK), reason="needs Linux")
 def test_four_hundred_prompts_take_no_more_memory_than_a_hundred():
     """A number per prompt and word of the vocabulary would be 60 MB more."""
-    got = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "100", "400", *NAMES],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert got.returncode == 0, got.stderr
-    lines = [line.split("|") for line in got.stdout.splitlines()[2:]]
-    assert [line[1].strip() for line in lines] == NAMES
-    few, many = (max(float(line[i]) for line in lines) for i in (3, 5))
-    assert many - few < 35, got.stdout
+    spec = importlib.util.spec_from_file_location("memory_benchmark", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    model = benchmark.micro()
+    peaks = {}
+    for n in (100, 100, 400):  # the first round takes what memory is taken once
+        PEAK.write_text("5")
+        for name, run in benchmark.measurements(model, n).items():
+            if name in PARTS:
+                run()
+        peaks[n] = megabytes("VmHWM")
+    assert peaks[400] - peaks[100] < 35, peaks

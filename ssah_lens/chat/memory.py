@@ -84,8 +84,10 @@ class Batches:
         most: int,
         make: Callable[[list[Row]], Batch],
         room: Room,
+        divisible: bool = True,
     ) -> None:
         self._rows, self._cuts, self._most, self._make, self._room = rows, cuts, most, make, room
+        self._divisible = divisible
         self._failed = False
         self.whole: list[int] = []
 
@@ -97,7 +99,7 @@ class Batches:
         while todo:
             chosen, whole = todo.popleft()
             tokens, half = self._tokens(chosen), len(chosen) // 2
-            if len(chosen) > 1 and tokens > self._most * self._room.share:
+            if self._divisible and half and tokens > self._most * self._room.share:
                 todo.extendleft(((chosen[half:], whole), (chosen[:half], whole)))
                 continue
             self._failed, self.whole = False, whole
@@ -108,16 +110,12 @@ class Batches:
                 todo.appendleft((chosen, whole))
 
     @contextmanager
-    def room(self, cut: bool = True) -> Iterator[None]:
-        """Inside, a batch that does not fit is given up; its halves (or one row with more patience) come next.
-
-        Args:
-            cut: False where rows of a batch must stay together; memory that runs out is then an error.
-        """
+    def room(self) -> Iterator[None]:
+        """Inside, a batch that does not fit is given up; its halves (or one row with more patience) come next."""
         try:
             yield
         except Exception as e:
-            if not cut or not out_of_memory(e):
+            if not self._divisible or not out_of_memory(e):
                 raise
             self._failed = True
 

@@ -57,9 +57,9 @@ def attribution(
     if steps < 0:
         raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
-    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
+    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False, divisible=fill.mode != "resample")
     for chosen, batch in progress(batches, what):
-        with batches.room(cut=fill.mode != "resample"):
+        with batches.room():
             source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
             n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
             prompts = torch.tensor(chosen, device=model.device)

@@ -156,12 +156,13 @@ def sweep(
     starts = np.cumsum([0, *(len(e) for e in edits)])
     clean = np.full(len(rows), np.nan)
     with _Store.open(store, (int(starts[-1]), len(rows)), _key(model, rows, metric, edits, fill, last)) as values:
-        batches = model.batches(rows, share_prefix=False)
+        # A resampled activation comes from the next prompt of the batch.
+        batches = model.batches(rows, share_prefix=False, divisible=fill.mode != "resample")
         run = _Replayed if engine == "replay" else _Looped
         bar = _Bar(sum(_cost(model, e, batch, last) for _, batch in batches for e in edits), what)
         for chosen, batch in batches:
             # What was found before memory ran out stays: the halves of a batch begin where it ended.
-            with batches.room(cut=fill.mode != "resample"):
+            with batches.room():
                 source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
                 runner = run(model, batch, metric, fill, source, last, bfloat16, chosen)
                 clean[chosen] = runner.clean

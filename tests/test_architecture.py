@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ssah_lens"
 
-GROUND = {"units", "stats", "errors", "config", "progress"}
+GROUND = {"units", "stats", "errors", "config", "progress", "memory"}
 CHAT = GROUND | {"chat"}
 MEASURE = CHAT | {"measure"}
 INTERVENE = MEASURE | {"intervene"}
@@ -20,6 +20,7 @@ SCORE = INTERVENE | {"score"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": {"errors"},
+    "memory": set(),
     "units": {"errors"},
     "stats": {"errors"},
     "config": {"errors"},

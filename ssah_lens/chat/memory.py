@@ -12,7 +12,6 @@ rounding of sums in another order.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import torch
 
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.errors import BadInput
+from ssah_lens.memory import give_back
 
 SMALLEST = 1 / 64
 """Share of the usual batch below which one row alone is given up."""
@@ -59,8 +59,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Gives freed memory back to the device."""
-    gc.collect()
+    """Gives freed memory back to the system and the device."""
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():

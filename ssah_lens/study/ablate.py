@@ -18,6 +18,9 @@ from ssah_lens.units import Role, UnitSet
 MAIN = Role.SCU
 """The role that the hypothesis is about: it gets all the controls, the other roles fewer."""
 
+ALIKE = 0.5
+"""A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
+
 
 def ablate_sets(
     model: ChatModel,
@@ -45,8 +48,10 @@ def ablate_sets(
     plan = []
     for name, units in sets.items():
         plan += [(name, mode, None, units) for mode in modes]
-        n = config.controls if len(sets) == 1 or name == MAIN else config.other_controls
-        plan += [(name, modes[0], seed + i, units.random_twin(seed + i)) for i in range(n)]
+        asked = len(sets) == 1 or name == MAIN
+        twins = [units.random_twin(seed + i) for i in range(config.controls if asked else config.other_controls)]
+        alike = not asked and any(len(t & units) > ALIKE * len(units) for t in twins)
+        plan += [] if alike else [(name, modes[0], seed + i, t) for i, t in enumerate(twins)]
     conditions = []
     for name, mode, control, units in progress(plan, "ablating"):
         with ablated(model, units, mode, moments):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import metadata
@@ -102,6 +103,17 @@ class RunFolder:
         """Stores a stage's result; from now on the stage is done."""
         text = TypeAdapter(_type(stage)).dump_json(result, indent=1).decode()
         self.write(f"stages/{stage}.json", text)
+        shutil.rmtree(self.path / "stages" / f"{stage}.parts", ignore_errors=True)
+
+    def part(self, stage: str, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+        """A part of a long stage: read back when an interrupted run kept it, else made and kept."""
+        file, adapter = self.path / "stages" / f"{stage}.parts" / f"{name}.json", TypeAdapter(kind)
+        if file.is_file():
+            return adapter.validate_json(file.read_text(encoding="utf-8"))
+        made = make()
+        file.parent.mkdir(exist_ok=True)
+        self.write(str(file.relative_to(self.path)), adapter.dump_json(made).decode())
+        return made
 
     def load_stage(self, stage: str) -> Any:
         """A finished stage's result, or None."""

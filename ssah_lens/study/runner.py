@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssah_lens.config import StudyConfig, limit
 from ssah_lens.errors import BadInput
+from ssah_lens.memory import give_back
 from ssah_lens.results import Results
 from ssah_lens.study.record import RunFolder, environment, write_results
 
@@ -111,14 +110,6 @@ def _peak_megabytes() -> int | None:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _give_back_memory() -> None:
-    """Returns freed memory to the system: training leaves gigabytes of it in the C library's heap."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
 def _minutes(config: StudyConfig, todo: Sequence[str]) -> str:
     return f"{sum(MINUTES[config.profile][s] for s in todo):.0f}"
 
@@ -197,11 +188,12 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
-        if stage == "units" and self._made:
-            self.__dict__.pop("given", None)
-            self.calibration = replace(self.calibration, unaligned=None)
         self._keep_batch_share()
-        _give_back_memory()
+        if stage == "units" and self._made:
+            for name in ("given", "unaligned"):
+                self.__dict__.pop(name, None)
+            self.calibration = replace(self.calibration, unaligned=None)
+        give_back()
 
     def _keep_batch_share(self) -> None:
         """What a stage learnt of memory holds for the next stages, in this process and in one that resumes."""

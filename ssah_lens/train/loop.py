@@ -20,6 +20,7 @@ from torch import Tensor
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput, Fault
+from ssah_lens.memory import give_back
 from ssah_lens.progress import progress
 from ssah_lens.train.checkpoint import Checkpoints, Progress, run_key
 from ssah_lens.train.data import check_rows
@@ -203,7 +204,10 @@ def train(
                 checkpoints.save(key, parts, optimizer, done)
     if frozen is not None and not frozen.unchanged():
         raise Fault("a frozen parameter changed in training")
-    return report()
+    trained = report()
+    del optimizer, parts, good
+    give_back()
+    return trained
 
 
 def _gradient(

@@ -29,6 +29,19 @@ def test_a_half_written_stage_is_not_a_stage(tmp_path: Path):
     assert not folder.done("align")
 
 
+def test_a_part_of_a_long_stage_is_made_once_and_goes_when_the_stage_is_whole(tmp_path: Path):
+    folder, made = RunFolder.open(tmp_path, study_config()), []
+
+    def make() -> AlignResult:
+        made.append(1)
+        return RESULT
+
+    assert [folder.part("align", "first", AlignResult, make) for _ in range(2)] == [RESULT, RESULT] and made == [1]
+    assert not folder.done("align")
+    folder.save_stage("align", RESULT)
+    assert [p.name for p in (tmp_path / "stages").iterdir()] == ["align.json"]
+
+
 def test_a_damaged_stage_says_what_to_do(tmp_path: Path):
     folder = RunFolder.open(tmp_path, study_config())
     (tmp_path / "stages" / "align.json").write_text('{"model": "m"')

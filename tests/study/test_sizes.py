@@ -12,7 +12,7 @@ def curve(*points):
 
 
 def test_scu_is_the_smallest_set_that_reaches_the_drop():
-    got = pick(Role.SCU, curve((0.01, 0.7, 0.21), (0.02, 0.3, 0.3), (0.03, 0.1, 0.4)), *BASE)
+    got = pick(Role.SCU, curve((0.01, 0.7, 0.21), (0.02, 0.1, 0.3), (0.03, 0.0, 0.4)), *BASE)
     assert (got.chosen, got.reached, got.largest_within_tolerance) == (0.02, True, 0.03)
 
 

@@ -22,6 +22,7 @@ from ssah_lens.cli_options import (
     Roles,
     Seed,
     Shell,
+    System,
     layer_span,
     loader,
     run,
@@ -158,6 +159,7 @@ def study(
     ),
     stages: Annotated[Optional[str], typer.Option("--stages", help="some stages only, separated by commas")] = None,
     seed: Annotated[Optional[int], typer.Option("--seed", min=0, max=2**32 - 1)] = None,
+    system: System = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype")] = None,
     engine: Annotated[str, typer.Option("--engine", help="local (this process), or ray: an extra")] = "local",
@@ -172,6 +174,7 @@ def study(
 
     shell = Shell(json_, quiet)
     given = {"model": model, "unaligned": unaligned, "profile": profile, "seed": seed, "device": device, "dtype": dtype}
+    given["system"] = system
     if config and model == "smollm2-135m":
         del given["model"]  # the default does not override the file
     resolved = study_config(config, **given)
@@ -239,6 +242,7 @@ def refusal(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
     judge: Annotated[str, typer.Option("--judge")] = "keyword",
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -252,7 +256,7 @@ def refusal(
     commands.check_judge(judge)
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     result = run(
-        shell, lambda: commands.run_refusal(loader(shell, device, dtype)(model), *files, judge, max_new_tokens)
+        shell, lambda: commands.run_refusal(loader(shell, device, dtype, system)(model), *files, judge, max_new_tokens)
     )
 
     def table() -> None:
@@ -280,6 +284,7 @@ def align(
     ] = None,
     roles: Roles = "RU",
     steps: Annotated[Optional[int], typer.Option("--steps", min=1, max=MAX_STEPS)] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -295,7 +300,7 @@ def align(
     only = (train_only, parse_roles(roles)) if train_only else None
     files = [commands.read_limited(f, None) for f in (harmful, harmless)]
     config = AlignConfig(steps=steps) if steps else AlignConfig()
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     shell.note(
         f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
     )
@@ -316,6 +321,7 @@ def units(
     ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=8, help="calibration prompts on each side")] = None,
     steps: Annotated[Optional[int], typer.Option("--steps", min=1, help="of a score that learns (mask)")] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -333,7 +339,7 @@ def units(
     files = [commands.read_limited(f, None) for f in (safety, utility)]
     given = {"calibration": limit, "steps": steps}
     config = UnitsConfig(score=score, **COMMAND_UNITS | {k: v for k, v in given.items() if v})
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     minutes = "50 minutes" if score == "exact" else "7 minutes"
     shell.note(
         f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m, twenty times that for a "
@@ -372,6 +378,7 @@ def ablate(
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=2048)] = 24,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -390,7 +397,7 @@ def ablate(
         raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
     files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
     config = AblateConfig(controls=controls)
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(
         shell,
         lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed, shell.note),
@@ -493,6 +500,7 @@ def finetune(
     checkpoint: Annotated[
         Optional[Path], typer.Option("--checkpoint", help="folder: an interrupted run resumes from there")
     ] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -529,7 +537,7 @@ def finetune(
         checkpoints=checkpoint,
         seed=seed,
     )
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(shell, lambda: finetune.run_finetune(lambda: load(model), prompts, out, options, shell.note))
     fell = result.before.harmful.refused.value - result.after.harmful.refused.value
     if fell > 0.05:
@@ -600,6 +608,7 @@ def patch(
         typer.Option("--attribution", min=0, help="guess by gradients: 0 plain, N integrated over N points"),
     ] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="at most this many pairs of the file")] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -612,7 +621,7 @@ def patch(
     shell = Shell(json_, quiet)
     sides = given_pairs(clean, corrupted, pairs, limit, seed)
     span = layer_span(layers)
-    load = loader(shell, device, dtype)
+    load = loader(shell, device, dtype, system)
     result = run(
         shell, lambda: run_patch(lambda: load(model), *sides, out, site, noising, span, seed, shell.note, steps)
     )
@@ -676,8 +685,8 @@ def _failed(e: Exception) -> int:
         if e.filename is None:
             _drop_output()
         return _complain(f"cannot use {where}: {e.strerror}; finished stages are kept", 2)
-    if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or type(e).__name__ == "OutOfMemoryError":
-        return _complain("not enough memory: give less at once, a smaller model or --dtype bfloat16", 2)
+    if _out_of_memory(e):
+        return _complain(MEMORY, 2)
     if os.environ.get("SSAH_LENS_DEBUG"):
         raise e
     what = str(e) if isinstance(e, SsahLensError) else f"{type(e).__name__}: {e}"
@@ -686,6 +695,17 @@ def _failed(e: Exception) -> int:
         "SSAH_LENS_DEBUG=1 set",
         1,
     )
+
+
+MEMORY = "out of memory, and no smaller batch would do: take --dtype bfloat16, a smaller model or another --device"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # then nothing large was begun
+        return isinstance(error, MemoryError)
+    from ssah_lens.chat.memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _drop_output() -> None:

@@ -18,8 +18,11 @@ from ssah_lens.show.text import printable
 Model = Annotated[str, typer.Argument(help="built-in name, folder, .gguf file or hub id")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no notes and no progress bars")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, auto")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16; float32 is the most exact")]
+System = Annotated[
+    Optional[str], typer.Option("--system", help="system prompt of prompts that bring none; else the template's own")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of everything random")]
 OptionalFile = Annotated[
     Optional[Path], typer.Option(help="prompt file, set or hub id; the shipped collection when not given")
@@ -57,7 +60,7 @@ def run(shell: Shell, work: Callable[[], Any]) -> Any:
         return work()
 
 
-def loader(shell: Shell, device: str, dtype: str) -> Callable[[str], Any]:
+def loader(shell: Shell, device: str, dtype: str, system: str | None = None) -> Callable[[str], Any]:
     def load(name: str):
         from transformers.utils import logging
 
@@ -65,7 +68,7 @@ def loader(shell: Shell, device: str, dtype: str) -> Callable[[str], Any]:
 
         logging.disable_progress_bar()
         shell.note(f"loading {name} ...")
-        return ChatModel.load(name, device, dtype, note=shell.note)
+        return ChatModel.load(name, device, dtype, shell.note, system)
 
     return load
 

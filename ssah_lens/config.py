@@ -38,13 +38,13 @@ def limit(n: Limit) -> int | None:
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(72, ge=1, le=MAX_STEPS)
+    steps: int = Field(44, ge=1, le=MAX_STEPS)
     lr: float = Field(1.5e-4, gt=0, lt=1)
-    batch_size: int = Field(8, ge=1, le=MAX_BATCH)
+    batch_size: int = Field(16, ge=1, le=MAX_BATCH)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
-    ordinary: int = Field(160, ge=2, description="ordinary instructions among them")
+    ordinary: int = Field(280, ge=2, description="ordinary instructions among them")
     forms: Limit = Field("all", description="requests in the forms that public sets like, on each side")
-    answer_tokens: int = Field(20, ge=4)
+    answer_tokens: int = Field(16, ge=4)
     anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
 
@@ -126,7 +126,7 @@ class StabilityConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(16, ge=1, le=MAX_STEPS)
+    steps: int = Field(14, ge=1, le=MAX_STEPS)
     lr: float = Field(1e-4, gt=0, lt=1)
     batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
@@ -177,6 +177,7 @@ class StudyConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
     dtype: str = "float32"
+    system: str | None = Field(None, description="system prompt of prompts that bring none; else the template's own")
     align: AlignConfig = AlignConfig()
     measure: MeasureConfig = MeasureConfig()
     direction: DirectionConfig = DirectionConfig()

@@ -60,7 +60,7 @@ class UnitGrid:
 
     Attributes:
         n_layers: blocks.
-        d_mlp: neurons per block.
+        d_mlp: neurons per block; 0 in a mixture of experts, of which only heads are units.
         n_heads: query heads per block.
         mlp_parameters: parameters that one neuron owns (its gate and up rows with biases, its down column).
         head_parameters: parameters that one head owns (its q rows with biases, its o columns). The k and v rows
@@ -82,6 +82,11 @@ class UnitGrid:
     def owned(self, kind: Kind) -> int:
         """Parameters that one unit of this kind owns."""
         return self.mlp_parameters if kind is Kind.MLP else self.head_parameters
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds that the model has: a mixture of experts has heads only."""
+        return tuple(kind for kind in Kind if self.width(kind))
 
     @property
     def n_units(self) -> int:
@@ -128,6 +133,8 @@ class UnitSet:
         """From (kind, layer, index) triples."""
         out = cls.empty(grid)
         for kind, layer, index in units:
+            if kind not in grid.kinds:
+                raise BadInput(f"no {kind} units: the model is a mixture of experts, of which only heads are units")
             if not (0 <= layer < grid.n_layers and 0 <= index < grid.width(kind)):
                 last = grid.n_layers - 1, grid.width(kind) - 1
                 raise BadInput(f"no {kind} unit {index} in layer {layer}: layers 0-{last[0]}, units 0-{last[1]}")

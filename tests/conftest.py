@@ -14,6 +14,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
+from families import CHATML, EXPERTS, FAMILIES
 from hypothesis import HealthCheck, settings
 
 from ssah_lens.chat.model import ChatModel
@@ -23,10 +24,6 @@ settings.register_profile(
 )
 settings.load_profile("ssah")
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 SENTENCES = [
     "How do I bake a loaf of bread at home?",
     "Sorry, I cannot help with that request.",
@@ -153,22 +150,6 @@ def micro_qwen(make_tokenizer: Callable) -> ChatModel:
     return ChatModel(plain, tokenizer, "micro-qwen2")
 
 
-FAMILIES = {
-    "llama": {},
-    "mistral": {"sliding_window": 6},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma2": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
-    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
-    "phi3": {},
-    "gpt2": {"n_inner": 12},
-    "gpt_neox": {},
-    "olmo2": {},
-    "stablelm": {"partial_rotary_factor": 0.5},
-}
-"""Architectures that units are told apart in, with what their micro models need beside the common sizes."""
-
-
 @pytest.fixture(scope="session")
 def make_family(make_tokenizer: Callable) -> Callable:
     """Builds a random two-layer ChatModel of a named architecture; biases are not zero."""
@@ -177,26 +158,25 @@ def make_family(make_tokenizer: Callable) -> Callable:
     def make(family: str, seed: int = 0) -> ChatModel:
         tokenizer = make_tokenizer()
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4 if family in ("gpt2", "gpt_neox") else 2,
-            head_dim=4,
-            max_position_embeddings=512,
-            initializer_range=0.3,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **FAMILIES[family],
-        )
+        common = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4 if family in ("gpt2", "gpt_neox") else 2,
+            "head_dim": 4,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = AutoConfig.for_model(family, **common | (FAMILIES | EXPERTS)[family])
         plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
         plain.config.architectures = [type(plain).__name__]
         for name, p in plain.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or "gate.weight" in name:  # a router of zeros would send all tokens one way
                 torch.nn.init.normal_(p, std=0.3)
         return ChatModel(plain, tokenizer, f"micro-{family}")
 
@@ -206,6 +186,12 @@ def make_family(make_tokenizer: Callable) -> Callable:
 @pytest.fixture(scope="session", params=list(FAMILIES))
 def any_family(request: pytest.FixtureRequest, make_family: Callable) -> ChatModel:
     """One micro model of every architecture. Leave its weights alone."""
+    return make_family(request.param)
+
+
+@pytest.fixture(scope="session", params=list(EXPERTS))
+def any_experts(request: pytest.FixtureRequest, make_family: Callable) -> ChatModel:
+    """One micro model of every mixture of experts. Leave its weights alone."""
     return make_family(request.param)
 
 

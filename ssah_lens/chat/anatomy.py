@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 
 from ssah_lens.errors import BadInput
 from ssah_lens.units import Kind, UnitGrid
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -58,24 +54,28 @@ class Block:
     Attributes:
         module: the decoder block.
         attention, mlp: its two halves.
-        o, down: their second matrices; the inputs of these are the units' activations.
-        matrices: all linear modules of both halves.
+        o, down: their second matrices; the inputs of these are the units' activations. A mixture of experts has no
+            one `down`: None.
+        matrices: all linear modules of both halves; of the attention alone where the MLP is a mixture of experts.
         neurons, heads, groups: what neurons, query heads and key-value groups own.
+        experts: parameters of experts and router, which belong to no unit.
     """
 
     module: nn.Module
     attention: nn.Module
     mlp: nn.Module
     o: nn.Module
-    down: nn.Module
+    down: nn.Module | None
     matrices: tuple[nn.Module, ...]
     neurons: tuple[Piece, ...]
     heads: tuple[Piece, ...]
     groups: tuple[Piece, ...]
+    experts: tuple[nn.Parameter, ...] = ()
 
     def output_weight(self, kind: Kind) -> Float[Tensor, "d_model channel"]:
-        """The second matrix with units as columns, whichever way the family stores it."""
-        weight = (self.down if kind is Kind.MLP else self.o).weight
+        """The second matrix with units as columns, whichever way the family stores it; of neurons where there are."""
+        matrix = self.down if kind is Kind.MLP and self.down is not None else self.o
+        weight = matrix.weight
         return weight if isinstance(self.o, nn.Linear) else weight.T
 
 
@@ -86,6 +86,8 @@ class Anatomy:
     Attributes:
         blocks: in order.
         final_norm: what stands between the last block and the unembedding.
+        d_mlp: neurons per block; 0 in a mixture of experts.
+        n_experts: per block; 0 in a dense model.
     """
 
     blocks: tuple[Block, ...]
@@ -95,11 +97,21 @@ class Anatomy:
     d_head: int
     d_mlp: int
     d_model: int
+    n_experts: int = 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All weights and biases of the blocks' matrices: what training may move, and the denominator of shares."""
-        return [p for block in self.blocks for m in block.matrices for p in m.parameters(recurse=False)]
+        of = lambda block: [*(p for m in block.matrices for p in m.parameters(recurse=False)), *block.experts]
+        return [p for block in self.blocks for p in of(block)]
+
+    def check_neurons(self) -> None:
+        """Raises BadInput in a mixture of experts, whose neurons are no units here."""
+        if self.n_experts:
+            raise BadInput(
+                f"the model is a mixture of {self.n_experts} experts, whose neurons are no units here: "
+                "choose heads, or a whole site (resid, attn, mlp)"
+            )
 
     @property
     def grid(self) -> UnitGrid:
@@ -152,14 +164,24 @@ def _neox(attention: nn.Module, mlp: nn.Module, s: _Shape) -> Iterator[tuple[str
         yield from _rows(owner, attention.query_key_value, s.d_head, offset * s.d_head, 3 * s.d_head)
 
 
+def _experts(attention: nn.Module, mlp: nn.Module, s: _Shape) -> Iterator[tuple[str, nn.Module, Piece]]:
+    """Mixtral, Qwen2-MoE, Qwen3-MoE: attention as in Llama; expert neurons are no units (no hook point shows them)."""
+    yield from _rows("head", attention.q_proj, s.d_head)
+    for name in ("k_proj", "v_proj"):
+        yield from _rows("group", getattr(attention, name), s.d_head)
+
+
 @dataclass(frozen=True)
 class _Family:
-    """Names of a block's halves and matrices; `pieces` yields (owner, module, piece) of the first matrices."""
+    """Names of a block's halves and matrices; `pieces` yields (owner, module, piece) of the first matrices.
+
+    `down` is None for a mixture of experts.
+    """
 
     attention: str
     mlp: str
     o: str
-    down: str
+    down: str | None
     inner: tuple[str, ...]
     pieces: Callable[[nn.Module, nn.Module, _Shape], Iterator[tuple[str, nn.Module, Piece]]]
 
@@ -171,8 +193,12 @@ FAMILIES = (
     _Family("self_attn", "mlp", "o_proj", "down_proj", ("qkv_proj", "gate_up_proj"), _fused),
     _Family("attn", "mlp", "c_proj", "c_proj", ("c_attn", "c_fc"), _gpt2),
     _Family("attention", "mlp", "dense", "dense_4h_to_h", ("query_key_value", "dense_h_to_4h"), _neox),
+    _Family("self_attn", "mlp", "o_proj", None, ("q_proj", "k_proj", "v_proj"), _experts),
 )
-SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3, GPT-2, GPT-NeoX, OLMo-2, StableLM and their like"
+SUPPORTED = (
+    "Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3, GPT-2, GPT-NeoX, OLMo-2, StableLM and their like, "
+    "and the heads of Mixtral, Qwen2-MoE, Qwen3-MoE and their like"
+)
 
 
 def anatomy(plain: nn.Module) -> Anatomy:
@@ -188,26 +214,20 @@ def anatomy(plain: nn.Module) -> Anatomy:
     if layers is None or final_norm is None:
         raise BadInput(f"{name} has no list of decoder layers with a final norm: supported are {SUPPORTED}")
     config = plain.config.get_text_config()
-    family = _family(name, layers[0], config)
-    mlp = getattr(layers[0], family.mlp)
+    n_experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    family = _family(name, layers[0], n_experts)
     n_heads = config.num_attention_heads
     d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     n_groups = getattr(config, "num_key_value_heads", None) or n_heads
-    d_mlp = _inputs(getattr(mlp, family.down))
+    d_mlp = _inputs(getattr(getattr(layers[0], family.mlp), family.down)) if family.down else 0
     shape = _Shape(n_heads, n_groups, d_head, d_mlp)
     blocks = tuple(_block(name, i, layer, family, shape) for i, layer in enumerate(layers))
-    return Anatomy(blocks, final_norm, n_heads, n_groups, d_head, d_mlp, config.hidden_size)
+    return Anatomy(blocks, final_norm, n_heads, n_groups, d_head, d_mlp, config.hidden_size, n_experts)
 
 
-def _family(name: str, layer: nn.Module, config: PretrainedConfig) -> _Family:
-    experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts")
-    if experts:
-        raise BadInput(
-            f"{name} is a mixture of {experts} experts, whose neurons TransformerLens does not expose: "
-            f"supported are {SUPPORTED}"
-        )
+def _family(name: str, layer: nn.Module, n_experts: int) -> _Family:
     for family in FAMILIES:
-        if _has_all(layer, family):
+        if (family.down is None) == bool(n_experts) and _has_all(layer, family):
             return family
     halves = {n: [c for c, _ in m.named_children()] for n, m in layer.named_children() if any(m.children())}
     raise BadInput(f"{name} has blocks of an unknown layout ({halves}): supported are {SUPPORTED}")
@@ -216,23 +236,51 @@ def _family(name: str, layer: nn.Module, config: PretrainedConfig) -> _Family:
 def _has_all(layer: nn.Module, family: _Family) -> bool:
     attention, mlp = getattr(layer, family.attention, None), getattr(layer, family.mlp, None)
     inner = all(hasattr(attention, n) or hasattr(mlp, n) for n in family.inner)
-    return inner and hasattr(attention, family.o) and hasattr(mlp, family.down)
+    if family.down is None:  # of a mixture of experts some layers may be dense
+        fits = (hasattr(mlp, "experts") and hasattr(mlp, "gate")) or hasattr(mlp, "down_proj")
+    else:
+        fits = hasattr(mlp, family.down)
+    return inner and hasattr(attention, family.o) and fits
 
 
 def _block(name: str, number: int, layer: nn.Module, family: _Family, s: _Shape) -> Block:
     if not _has_all(layer, family):
         raise BadInput(f"{name} layer {number} is laid out unlike layer 0: supported are {SUPPORTED}")
     attention, mlp = getattr(layer, family.attention), getattr(layer, family.mlp)
-    o, down = getattr(attention, family.o), getattr(mlp, family.down)
+    o, down = getattr(attention, family.o), getattr(mlp, family.down) if family.down else None
     owned: dict[str, list[Piece]] = {"neuron": [], "head": [], "group": []}
     modules: dict[int, nn.Module] = {}
     for owner, module, piece in family.pieces(attention, mlp, s):
         owned[owner].append(piece)
         modules[id(module)] = module
-    owned["neuron"].append(_columns(down))
+    if down is not None:
+        owned["neuron"].append(_columns(down))
     owned["head"].append(_columns(o, s.d_head))
-    matrices = (*modules.values(), o, down)
-    return Block(layer, attention, mlp, o, down, matrices, *(tuple(p) for p in owned.values()))
+    _check_sizes(name, number, owned, s)
+    matrices = (*modules.values(), o, *([down] if down is not None else []))
+    experts = () if down is not None else tuple(mlp.parameters())
+    neurons, heads, groups = (tuple(owned[owner]) for owner in ("neuron", "head", "group"))
+    return Block(layer, attention, mlp, o, down, matrices, neurons, heads, groups, experts)
+
+
+def _check_sizes(name: str, number: int, owned: dict[str, list[Piece]], s: _Shape) -> None:
+    """Every entry of the units' matrices belongs to exactly one unit or group, or the layout is another one.
+
+    It finds, say, an output gate beside the queries, or layers of unequal width.
+    """
+    count = {"neuron": s.d_mlp, "head": s.n_heads, "group": s.n_groups}
+    taken: dict[tuple[nn.Parameter, int], list[np.ndarray]] = {}
+    for owner, pieces in owned.items():
+        for piece in pieces:
+            taken.setdefault((piece.parameter, piece.dim), []).append(piece.index(np.arange(count[owner])))
+    for (parameter, dim), parts in taken.items():
+        index = np.sort(np.concatenate(parts))
+        if not np.array_equal(index, np.arange(parameter.shape[dim])):
+            raise BadInput(
+                f"{name} layer {number} has a matrix of {parameter.shape[dim]} rows or columns where {s.n_heads} heads "
+                f"of {s.d_head}, {s.n_groups} key-value heads and {s.d_mlp} neurons need {len(index)}: "
+                f"an unknown layout; supported are {SUPPORTED}"
+            )
 
 
 def _rows(

@@ -93,7 +93,10 @@ def by_length(
     best, cut = [0.0], [0]
     for end in range(1, len(order) + 1):
         # The first row of a batch is its longest; one row alone always fits.
-        starts = [k for k in range(end) if k == end - 1 or (end - k) * lengths[k] <= batch_tokens]
+        first = end - 1
+        while first and (end - first + 1) * lengths[first - 1] <= batch_tokens:
+            first -= 1
+        starts = range(first, end)
         costs = [best[k] + (end - k) * (lengths[k] - shared) + shared + overhead for k in starts]
         at = min(range(len(starts)), key=costs.__getitem__)
         best.append(costs[at])

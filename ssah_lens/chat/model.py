@@ -18,25 +18,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat import weights
-from ssah_lens.chat.anatomy import Anatomy, anatomy
+from ssah_lens.chat.anatomy import SUPPORTED, Anatomy, anatomy
 from ssah_lens.chat.batch import BATCH_TOKENS, FORWARD_OVERHEAD, STEP_OVERHEAD, Batch, Position, Row, by_length, pad
+from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
+from ssah_lens.chat.memory import Batches, Room
+from ssah_lens.chat.precision import has_bfloat16, rounding
+from ssah_lens.chat.template import Template, as_list
+from ssah_lens.chat.views import check_views
 from ssah_lens.errors import BadInput
 from ssah_lens.units import UnitGrid
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import DynamicCache
-
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}"
-    "{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[m['role']] + m['content'] + '\n\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""Used, and said so, when a model brings no chat template (base models)."""
-
-PROBE = "\u2603snowman"
-"""Text that no template holds, to find out what a template writes around it."""
 
 
 class ChatModel:
@@ -46,54 +41,87 @@ class ChatModel:
         plain: the transformers model; train and save this one.
         tokenizer: its tokenizer, left-padding; never the bridge's (which prepends a second BOS).
         name: what to call the model in results.
+        system: system prompt of all prompts that bring none of their own; None leaves the template's default.
         anatomy: its matrices; `grid` is the shape of its units.
+        template: its chat template.
         turn_end: id of the token that ends an assistant turn in the chat template.
+        room: how large batches may be.
     """
 
-    def __init__(self, plain: torch.nn.Module, tokenizer, name: str) -> None:
+    def __init__(self, plain: torch.nn.Module, tokenizer, name: str, system: str | None = None) -> None:
         self.plain = plain.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.system = system
+        self.room = Room()
         self.anatomy: Anatomy = anatomy(plain)
         self.grid: UnitGrid = self.anatomy.grid
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.has_chat_template = tokenizer.chat_template not in (None, PLAIN_TEMPLATE)
-        if not self.has_chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-        self.turn_end = self._find_turn_end()
+        self.template = Template(tokenizer, name)
+        self.turn_end = self.template.turn_end
+        if system:
+            self.render("a")  # a template without a place for it is refused now
         self._positions: Int[Tensor, "batch pos"] | None = None
 
     @classmethod
-    def load(cls, model: str, device: str = "cpu", dtype: str = "float32", note=None) -> ChatModel:
+    def load(
+        cls,
+        model: str,
+        device: str = "cpu",
+        dtype: str = "float32",
+        note: Callable[[str], None] | None = None,
+        system: str | None = None,
+    ) -> ChatModel:
         """Loads a built-in name, a folder, a GGUF file or a hub id.
 
         Args:
             model: what to load.
-            device: where to.
-            dtype: 'float32' or 'bfloat16'.
-            note: called with a line of text when something slow (a first download) happens.
+            device: where to: 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto' for the best of these.
+            dtype: 'float32', 'bfloat16' or 'float16'.
+            note: called with a line of text when something slow (a first download) happens, and with `notes`.
+            system: system prompt of all prompts that bring none of their own.
 
         Raises:
-            BadInput: no such model, damaged or unsupported weights, an unknown dtype.
+            BadInput: no such model, damaged or unsupported weights, an unknown device or dtype, not enough memory.
         """
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if dtype not in dtypes:
             raise BadInput(f"no dtype '{dtype}': allowed are {', '.join(dtypes)}")
+        where = check_device(device)
         source = weights.resolve(model, note=note)
+        check_room(source, dtypes[dtype], where)
         plain, tokenizer = weights.load_plain(source, dtypes[dtype])
-        try:
-            if device == "meta":
-                raise RuntimeError("it holds no numbers")
-            plain = plain.to(device)
-        except (RuntimeError, AssertionError) as e:
-            raise BadInput(f"device '{device}' cannot be used: {str(e).splitlines()[0]}; try --device cpu") from e
-        return cls(plain, tokenizer, source.name)
+        check_bridge(plain)
+        out = cls(plain.to(where), tokenizer, source.name, system)
+        _ = out.bridge  # what the two views do not agree on is refused now
+        if note:
+            for line in out.notes:
+                note(f"note: {line}")
+        return out
 
     def copy(self) -> ChatModel:
         """An independent model with the same weights."""
-        return ChatModel(copy.deepcopy(self.plain), self.tokenizer, self.name)
+        return ChatModel(copy.deepcopy(self.plain), self.tokenizer, self.name, self.system)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of this model's numbers must know, a sentence each."""
+        out = self.template.notes
+        if self.system:
+            out.append(f"every prompt without a system prompt of its own is asked under this one: {self.system!r}")
+        if self.anatomy.n_experts:
+            out.append(
+                f"{self.name} is a mixture of {self.anatomy.n_experts} experts: its heads are units, the experts' "
+                "neurons are not (they are not scored, ablated or frozen; training moves them unless units are chosen)"
+            )
+        return out + rounding(self.plain.dtype)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False for a base model, which is asked in a plain form."""
+        return self.template.given
 
     @property
     def device(self) -> torch.device:
@@ -115,51 +143,30 @@ class ChatModel:
         # The bridge alters the tokenizer it is given, and loads another one by its name: a nameless copy is safe.
         theirs = copy.deepcopy(self.tokenizer)
         theirs.init_kwargs |= {"name_or_path": "", "add_bos_token": True}
-        return TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=theirs)
+        bridge = TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=theirs)
+        check_views(self, bridge)
+        return bridge
 
     # ---- text to tokens
 
     def render(self, prompt: str, system: str | None = None) -> str:
         """The chat template around one user turn, up to the generation prompt."""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        text = self._templated(messages, add_generation_prompt=True)
-        return text if self.has_chat_template else self._bos() + text
-
-    def _templated(self, messages: list[dict[str, str]], **options: bool) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as e:  # the template is a program that came with the model: whatever it raises, it is its own
-            raise BadInput(
-                f"the chat template of {self.name} fails on turns of {', '.join(m['role'] for m in messages)}: "
-                f"{weights.first_line(e)}; leave out the system prompt, or mend chat_template in its tokenizer files"
-            ) from e
-
-    def _bos(self) -> str:
-        """What this tokenizer itself puts before a text; '' for most chat models."""
-        bos = self.tokenizer.bos_token_id
-        adds = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
-        return self.tokenizer.bos_token if adds else ""
+        return self.template.render(prompt, system or self.system)
 
     def prompt_tokens(self, prompt: str, system: str | None = None) -> tuple[list[int], list[int]]:
         """Token ids of the rendered prompt and the `Position` of each."""
         text = self.render(prompt, system)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         # Templates may strip the user's text, and may hold the same words: the last occurrence before the tail counts.
-        start = text.rfind(prompt.strip(), 0, len(text) - self._tail(system))
+        start = text.rfind(prompt.strip(), 0, len(text) - len(self.template.after(system or self.system)))
+        if start < 0:
+            raise BadInput(f"the chat template of {self.name} changes the prompt {prompt[:40]!r}: its place is unknown")
         end = start + len(prompt.strip())
         positions = [
             Position.POST_INSTRUCTION if low >= end else Position.INSTRUCTION if high > start else Position.TEMPLATE
             for low, high in encoded["offset_mapping"]
         ]
         return encoded["input_ids"], [int(p) for p in positions]
-
-    def _tail(self, system: str | None) -> int:
-        """Characters that the template writes after the user's text."""
-        text = self.render(PROBE, system)
-        if PROBE not in text:
-            raise BadInput(f"the chat template of {self.name} leaves out what the user says; mend its chat_template")
-        return len(text) - text.rindex(PROBE) - len(PROBE)
 
     def response_tokens(self, text: str, ended: bool = True) -> list[int]:
         """Token ids of a response as the model would write it; `ended` adds the token that ends the turn."""
@@ -184,8 +191,9 @@ class ChatModel:
     def text_rows(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Row]:
         """Plain text, no chat template: continuation tokens count as RESPONSE, context tokens as INSTRUCTION."""
         out = []
+        bos = self.template.bos()
         for context, continuation in zip(contexts, continuations, strict=True):
-            before = self.tokenizer(self._bos() + context, add_special_tokens=False)["input_ids"] or [self.turn_end]
+            before = self.tokenizer(bos + context, add_special_tokens=False)["input_ids"] or [self.turn_end]
             after = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
             out.append(
                 Row(before + after, [int(Position.INSTRUCTION)] * len(before) + [int(Position.RESPONSE)] * len(after))
@@ -198,17 +206,19 @@ class ChatModel:
         batch_tokens: int = BATCH_TOKENS,
         share_prefix: bool = True,
         overhead: int = FORWARD_OVERHEAD,
-    ) -> Iterator[tuple[list[int], Batch]]:
+        divisible: bool = True,
+    ) -> Batches:
         """Batches of similar length, longest first, each with the indices of its rows.
 
         Args:
             rows: from `rows` or `text_rows`.
-            batch_tokens: padded tokens per batch.
+            batch_tokens: padded tokens per batch, as long as memory lasts (`memory.Batches.room`).
             share_prefix: run a common prefix once per batch; hooks then see it in a forward pass of its own.
             overhead: what a batch costs beside its tokens, in tokens.
+            divisible: False where the rows of a batch must stay together, and memory that runs out is an error.
         """
-        for chosen in by_length(rows, batch_tokens, overhead, share_prefix and not self.slides):
-            yield chosen, self.pad([rows[i] for i in chosen], share_prefix)
+        cuts = by_length(rows, batch_tokens, overhead, share_prefix and not self.slides)
+        return Batches(rows, cuts, batch_tokens, lambda some: self.pad(some, share_prefix), self.room, divisible)
 
     def pad(self, rows: Sequence[Row], share_prefix: bool = False) -> Batch:
         """One left-padded batch of these rows, in their order.
@@ -311,6 +321,7 @@ class ChatModel:
         sample_seed: int | None = None,
         prefix: Sequence[int] = (),
         at_decision: Callable[[list[int], Float[Tensor, "batch vocab"]], None] | None = None,
+        rough: bool = False,
     ) -> list[list[int]]:
         """Responses as token ids, in the order of the prompts; the token that ends the turn is left out.
 
@@ -322,7 +333,10 @@ class ChatModel:
             what: label of the progress bar.
             sample_seed: None for greedy decoding; a seed samples from the model's own distribution (temperature 1).
             prefix: token ids that every response is made to begin with; they are part of what is returned.
-            at_decision: called once per batch with its prompts' indices and the logits of the first new token.
+            at_decision: called once per batch with its prompts' indices and the logits of the first new token; again
+                where a batch did not fit in memory.
+            rough: without the hooks of the bridged view, in bfloat16 where the processor has it: for text to train on,
+                never to measure.
 
         Raises:
             BadInput: a prompt that leaves no room for the response in the model's context.
@@ -332,44 +346,44 @@ class ChatModel:
         from ssah_lens.progress import progress
 
         # A fresh configuration: a model's own may sample or punish repetition.
-        stop = sorted({self.turn_end, *_as_list(self.tokenizer.eos_token_id)})
+        stop = sorted({self.turn_end, *as_list(self.tokenizer.eos_token_id)})
         config = GenerationConfig(
             max_new_tokens=max_new_tokens - len(prefix),
             eos_token_id=stop,
             pad_token_id=self.tokenizer.pad_token_id,
-            **({"do_sample": False} if sample_seed is None else {"do_sample": True, "top_k": 0}),
+            do_sample=False,
         )
         out: list[list[int]] = [[] for _ in prompts]
         rows = self.rows(prompts, [prefix] * len(prompts), system)
         check_fits(self.plain, rows, self.name, max_new_tokens - len(prefix), prompts)
-        overhead = FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens
-        for chosen, batch in progress(list(self.batches(rows, batch_tokens, overhead=overhead)), what):
-            cache, mask = self._run_prefix(self.bridge.original_model, batch)
-            shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
-            with self.reading(batch), _seeded(sample_seed):
-                tokens = self.bridge.original_model.generate(
-                    input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    generation_config=config,
-                    logits_processor=[_AtDecision(chosen, at_decision)] if at_decision else None,
-                )
-            for i, row in zip(chosen, tokens[:, mask.shape[1] :].tolist(), strict=True):
-                ends = [k for k, t in enumerate(row) if t in stop]
-                out[i] = [*prefix, *(row[: ends[0]] if ends else row)]
+        batches = self.batches(rows, batch_tokens, overhead=FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens)
+        model = self.plain if rough else self.bridge.original_model
+        low = torch.autocast(self.device.type, torch.bfloat16, enabled=rough and has_bfloat16(self.device))
+        for chosen, batch in progress(batches, what):
+            with batches.room(), low:
+                cache, mask = self._run_prefix(model, batch)
+                shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
+                steps: list[Callable[[Tensor, Tensor], Tensor]] = []
+                if at_decision is not None:
+                    steps.append(_AtDecision(chosen, at_decision))
+                if sample_seed is not None:
+                    steps.append(_Drawn(sample_seed, batches.whole, chosen, self.device))
+                with self.reading(batch):
+                    tokens = model.generate(
+                        input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
+                        attention_mask=mask,
+                        past_key_values=cache,
+                        generation_config=config,
+                        logits_processor=steps,
+                    )
+                for i, row in zip(chosen, tokens[:, mask.shape[1] :].tolist(), strict=True):
+                    ends = [k for k, t in enumerate(row) if t in stop]
+                    out[i] = [*prefix, *(row[: ends[0]] if ends else row)]
         return out
 
     def text(self, tokens: Sequence[int]) -> str:
         """Decoded response text."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-    def _find_turn_end(self) -> int:
-        text = self._templated([{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}])
-        if PROBE not in text:
-            raise BadInput(f"the chat template of {self.name} leaves out what the model says; mend its chat_template")
-        after = self.tokenizer(text[text.rindex(PROBE) + len(PROBE) :], add_special_tokens=False)["input_ids"]
-        special = [t for t in after[:1] if t in self.tokenizer.all_special_ids]
-        return special[0] if special else _as_list(self.tokenizer.eos_token_id)[0]
 
 
 class _AtDecision:
@@ -385,13 +399,19 @@ class _AtDecision:
         return logits
 
 
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's generator seeded inside, and as it was afterwards."""
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+class _Drawn:
+    """Makes greedy decoding a draw from the model's own distribution, the same however a batch is cut.
+
+    As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
+    """
+
+    def __init__(self, seed: int, whole: list[int], rows: list[int], device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.n, self.places = len(whole), [whole.index(i) for i in rows]
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        q = logits.new_empty(self.n, logits.shape[-1]).exponential_(generator=self.generator)
+        return logits.softmax(-1) / q[self.places]
 
 
 def unembed(
@@ -407,5 +427,14 @@ def unembed(
     return out if cap is None else torch.tanh(out / cap) * cap
 
 
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+def check_bridge(plain: torch.nn.Module) -> None:
+    """Refuses, before any work, what TransformerLens has no view of.
+
+    Raises:
+        BadInput: an architecture that it does not know.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    name = type(plain).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise BadInput(f"{name} is not known to TransformerLens: supported are {SUPPORTED}")

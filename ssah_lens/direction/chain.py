@@ -93,7 +93,8 @@ def attribute(model: ChatModel, prompts: Sequence[str], between: Contrast) -> At
     n_layers, n_heads, d_head = model.grid.n_layers, model.anatomy.n_heads, model.anatomy.d_head
     parts: dict[str, list] = {name: [None] * len(prompts) for name in ("resid", "attn", "mlp", "z", "looks")}
     rows = model.rows(prompts)
-    for chosen, batch in progress(list(model.batches(rows, share_prefix=False)), "logit attribution"):
+    batches = model.batches(rows, share_prefix=False)
+    for chosen, batch in progress(batches, "logit attribution"):
         found: dict[tuple[str, int], Tensor] = {}
         classes = torch.stack([(batch.positions == c) & (batch.mask == 1) for c in CLASSES], -1).float()
 
@@ -110,13 +111,14 @@ def attribute(model: ChatModel, prompts: Sequence[str], between: Contrast) -> At
                  "looks": lambda i: f"blocks.{i}.attn.hook_pattern"}  # fmt: skip
         hooks = [(at(i), keep(name, i)) for name, at in names.items() for i in range(n_layers)]
         hooks.append((f"blocks.{n_layers - 1}.hook_resid_post", keep("resid", n_layers)))
-        with model.bridge.hooks(fwd_hooks=hooks):
-            model.logits(batch)
-        for name, kept in parts.items():
-            count = n_layers + (name == "resid")
-            stacked = torch.stack([found[name, i] for i in range(count)], 1)
-            for i, row in enumerate(chosen):
-                kept[row] = stacked[i]
+        with batches.room():
+            with model.bridge.hooks(fwd_hooks=hooks):
+                model.logits(batch)
+            for name, kept in parts.items():
+                count = n_layers + (name == "resid")
+                stacked = torch.stack([found[name, i] for i in range(count)], 1)
+                for i, row in enumerate(chosen):
+                    kept[row] = stacked[i]
     resid, attn, mlp, z, looks = (torch.stack(parts[name]) for name in ("resid", "attn", "mlp", "z", "looks"))
     to_logit = _Readout(model, between, resid[:, -1])
     write = resid[:, 1:] - resid[:, :-1]

@@ -65,7 +65,8 @@ def distances(
     out = np.empty((len(rows), n_layers, len(ks)))
     # Columns from the end: the clean query's last token, then the k-th response token for every k.
     columns = [-most - 1, *(k - most - 1 for k in ks)]
-    for chosen, batch in progress(list(model.batches(rows)), what):
+    batches = model.batches(rows)
+    for chosen, batch in progress(batches, what):
         if batch.ids.shape[1] < most + 1:
             batch = model.pad([rows[i] for i in chosen])
         found: dict[int, Tensor] = {}
@@ -78,9 +79,10 @@ def distances(
             return hook
 
         hooks = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in range(n_layers)]
-        with model.bridge.hooks(fwd_hooks=hooks):
-            model.logits(batch)
-        out[chosen] = torch.stack([found[layer] for layer in range(n_layers)], 1).cpu().numpy()
+        with batches.room():
+            with model.bridge.hooks(fwd_hooks=hooks):
+                model.logits(batch)
+            out[chosen] = torch.stack([found[layer] for layer in range(n_layers)], 1).cpu().numpy()
     return out.reshape(len(prompts), len(answers), n_layers, len(ks)).mean(1)
 
 

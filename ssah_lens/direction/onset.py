@@ -44,13 +44,15 @@ def token_kl(
         n_tokens: how many response tokens; NaN after a response's end.
     """
     out = np.full((len(rows), n_tokens), np.nan)
-    for chosen, batch in progress(list(model.batches(rows, batch_tokens=2048)), "KL along responses"):
-        p, q = (m.response_logits(batch).float().log_softmax(-1) for m in (model, reference))
-        divergence = (p.exp() * (p - q)).sum(-1).cpu().numpy()
-        row = batch.response_rows.cpu().numpy()
-        for i, r in enumerate(chosen):
-            mine = divergence[row == i][:n_tokens]
-            out[r, : len(mine)] = mine
+    batches = model.batches(rows, batch_tokens=2048)
+    for chosen, batch in progress(batches, "KL along responses"):
+        with batches.room():
+            p, q = (m.response_logits(batch).float().log_softmax(-1) for m in (model, reference))
+            divergence = (p.exp() * (p - q)).sum(-1).cpu().numpy()
+            row = batch.response_rows.cpu().numpy()
+            for i, r in enumerate(chosen):
+                mine = divergence[row == i][:n_tokens]
+                out[r, : len(mine)] = mine
     return out
 
 

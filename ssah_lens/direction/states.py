@@ -71,12 +71,14 @@ def collect_states(
     """
     kept = _Kept(model, len(prompts), tokens)
     rows = model.rows(prompts)
-    for chosen, batch in progress(list(model.batches(rows)), what):
-        if batch.ids.shape[1] < kept.n_pos:  # near twins share a prefix that reaches into the positions
-            batch = model.pad([rows[i] for i in chosen])
-        with kept.watching():
-            logits = model.logits(batch)[:, -1]
-        kept.take(chosen, logits)
+    batches = model.batches(rows)
+    for chosen, batch in progress(batches, what):
+        with batches.room():
+            if batch.ids.shape[1] < kept.n_pos:  # near twins share a prefix that reaches into the positions
+                batch = model.pad([rows[i] for i in chosen])
+            with kept.watching():
+                logits = model.logits(batch)[:, -1]
+            kept.take(chosen, logits)
     return kept.states(rows[0])
 
 

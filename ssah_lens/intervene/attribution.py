@@ -9,7 +9,7 @@ It misses saturation and self-repair: compare with the exact sweep (`agreement`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssah_lens.chat.batch import Batch, Row
+from ssah_lens.chat.batch import Batch, Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.fill import Fill, replacement
@@ -57,26 +57,44 @@ def attribution(
     if steps < 0:
         raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
-    places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
-    for chosen, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)), what):
-        prompts = torch.tensor(chosen, device=model.device)
-        source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
-        n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
-        if steps == 0:
-            read = lambda batch=batch, which=prompts: metric.of(decision_logits(model, batch), which).sum()
-            acts, grads = gradients_at(model, [(Site.of(k), layer) for k, layer in places], read)
-            for kind, layer in places:
-                at = Site.of(kind), layer
-                put = replacement(model, fill, batch, source, *at, n_pos)
-                product = (put - acts[at][:, -n_pos:]) * grads[at][:, -n_pos:]
+    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False, divisible=fill.mode != "resample")
+    for chosen, batch in progress(batches, what):
+        with batches.room():
+            source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+            n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
+            prompts = torch.tensor(chosen, device=model.device)
+            for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
-            continue
-        replay = recorded(model, batch)
-        for kind, layer in progress(places, f"{what}, by layer"):
-            put = replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
-            product = integrated(replay, metric, prompts, Site.of(kind), layer, put, steps)
-            out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
+
+
+def _products(
+    model: ChatModel,
+    batch: Batch,
+    metric: Metric,
+    prompts: Int[Tensor, " batch"],
+    fill: Fill,
+    source: Batch | None,
+    n_pos: int,
+    steps: int,
+    what: str,
+) -> Iterator[tuple[tuple[Kind, int], Float[Tensor, "batch pos channel"]]]:
+    """(fill - a) times the gradient at the last positions, place by place."""
+    places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
+    put = lambda kind, layer: replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
+    if steps == 0:
+        acts, grads = gradients_at(
+            model,
+            [(Site.of(k), layer) for k, layer in places],
+            lambda: metric.of(decision_logits(model, batch), prompts).sum(),
+        )
+        for kind, layer in places:
+            at = Site.of(kind), layer
+            yield (kind, layer), (put(kind, layer) - acts[at][:, -n_pos:]) * grads[at][:, -n_pos:]
+        return
+    replay = recorded(model, batch)
+    for kind, layer in progress(places, f"{what}, by layer"):
+        yield (kind, layer), integrated(replay, metric, prompts, Site.of(kind), layer, put(kind, layer), steps)
 
 
 def recorded(model: ChatModel, batch: Batch) -> Replay:
@@ -112,7 +130,7 @@ def integrated(
     model, n_pos = replay.model, put.shape[1]
     shares = (torch.arange(steps, device=put.device) + 0.5) / steps
     total, difference = torch.zeros_like(put), torch.zeros_like(put)
-    for part in shares.split(max(1, BATCH_TOKENS // (replay.n_rows * n_pos))):
+    for part in shares.split(max(1, int(BATCH_TOKENS * model.room.share) // (replay.n_rows * n_pos))):
         leaves: list[Tensor] = []
 
         def move(x: Tensor, part=part, leaves=leaves) -> Tensor:
@@ -164,22 +182,41 @@ def curvature(
     if samples < 1:
         raise BadInput(f"samples is {samples}: allowed are 1 and more")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
-    places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
+    places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
     generator = torch.Generator(model.device).manual_seed(seed)
+    answered = lambda i: rows[i].positions.count(Position.RESPONSE)
     tokens = 0
-    for _, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)) * samples, what):
+    for _ in range(samples):
+        batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
+        whole: list[int] = []
+        noise: Tensor | None = None
+        for chosen, batch in progress(batches, what):
+            if batches.whole is not whole:  # drawn for the batch as it was planned, also when it is then cut
+                whole, noise = batches.whole, None
 
-        def drawn(batch=batch) -> Tensor:
-            log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
-            return log_p.gather(-1, torch.multinomial(log_p.detach().exp(), 1, generator=generator)).sum()
+            def drawn(chosen=chosen, batch=batch, whole=whole) -> Tensor:
+                nonlocal noise
+                log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
+                if noise is None:
+                    n = sum(map(answered, whole))
+                    noise = torch.empty(n, log_p.shape[-1], device=log_p.device).exponential_(generator=generator)
+                before = sum(map(answered, whole[: whole.index(chosen[0])]))
+                # As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
+                found = (log_p.detach().exp() / noise[before : before + len(log_p)]).argmax(-1, keepdim=True)
+                return log_p.gather(-1, found).sum()
 
-        acts, grads = gradients_at(model, [(Site.of(k), layer) for k, layer in places], drawn)
-        for kind, layer in places:
-            at = Site.of(kind), layer
-            put = replacement(model, fill, batch, None, *at, acts[at].shape[1])
-            change = _per_unit(model, kind, (put - acts[at]) * grads[at], batch, acts[at].shape[1])
-            out[kind][layer] += np.square(change).sum(1)
-        tokens += int(batch.response.sum())
+            with batches.room():
+                acts, grads = gradients_at(model, [(Site.of(k), layer) for k, layer in places], drawn)
+                squares = {}
+                for kind, layer in places:
+                    at = Site.of(kind), layer
+                    n_pos = acts[at].shape[1]
+                    put = replacement(model, fill, batch, None, *at, n_pos)
+                    change = _per_unit(model, kind, (put - acts[at]) * grads[at], batch, n_pos)
+                    squares[kind, layer] = np.square(change).sum(1)
+                for (kind, layer), square in squares.items():
+                    out[kind][layer] += square
+                tokens += int(batch.response.sum())
     return {k: v / (2 * max(tokens, 1)) for k, v in out.items()}
 
 

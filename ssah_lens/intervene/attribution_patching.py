@@ -64,28 +64,28 @@ def attribution_patching(
     values = np.zeros(task.shape)
     base, other = np.zeros(len(task.run)), np.zeros(len(task.run))
     places = [(site, layer) for layer in task.layers]
-    for chosen, batch in progress(
-        list(model.batches(task.run, BATCH_TOKENS, share_prefix=False)), f"attribution, {site}"
-    ):
-        which = torch.tensor(chosen, device=model.device)
-        theirs = model.pad([task.source[i] for i in chosen])
-        read = lambda b, which=which: metric.of(decision_logits(model, b), which)
-        given, other[chosen] = _activations(model, places, lambda b=theirs, read=read: read(b))
-        if steps:
-            replay = recorded(model, batch)
-            base[chosen] = metric.of(replay.logits, which).double().cpu().numpy()
-            products = (integrated(replay, metric, which, *p, given[p], steps) for p in places)
-        else:
+    batches = model.batches(task.run, BATCH_TOKENS, share_prefix=False)
+    for chosen, batch in progress(batches, f"attribution, {site}"):
+        with batches.room():
+            which = torch.tensor(chosen, device=model.device)
+            theirs = model.pad([task.source[i] for i in chosen])
+            read = lambda b, which=which: metric.of(decision_logits(model, b), which)
+            given, other[chosen] = _activations(model, places, lambda b=theirs, read=read: read(b))
+            if steps:
+                replay = recorded(model, batch)
+                base[chosen] = metric.of(replay.logits, which).double().cpu().numpy()
+                products = (integrated(replay, metric, which, *p, given[p], steps) for p in places)
+            else:
 
-            def objective(batch=batch, chosen=chosen, read=read) -> Tensor:
-                found = read(batch)
-                base[chosen] = found.detach().double().cpu().numpy()
-                return found.sum()
+                def objective(batch=batch, chosen=chosen, read=read) -> Tensor:
+                    found = read(batch)
+                    base[chosen] = found.detach().double().cpu().numpy()
+                    return found.sum()
 
-            own, slopes = gradients_at(model, places, objective)
-            products = ((given[p] - own[p]) * slopes[p] for p in places)
-        for i, product in enumerate(products):
-            values[i][..., chosen] = _per_cell(product, batch, task)
+                own, slopes = gradients_at(model, places, objective)
+                products = ((given[p] - own[p]) * slopes[p] for p in places)
+            for i, product in enumerate(products):
+                values[i][..., chosen] = _per_cell(product, batch, task)
     name = f"integrated gradients, {steps} steps" if steps else "attribution patching"
     return task.patched(model, metric, values + base, base, other, 0, name)
 

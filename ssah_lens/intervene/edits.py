@@ -55,9 +55,10 @@ class Edits:
 
 
 def all_units(
-    model: ChatModel, kinds: Sequence[Kind] = tuple(Kind), layers: Sequence[int] | None = None
+    model: ChatModel, kinds: Sequence[Kind] | None = None, layers: Sequence[int] | None = None
 ) -> list[Edits]:
-    """One intervention for every unit, in the order of kinds, layers and indices."""
+    """One intervention for every unit, in the order of kinds, layers and indices; all kinds and layers by default."""
+    kinds = model.grid.kinds if kinds is None else kinds
     layers = range(model.grid.n_layers) if layers is None else layers
     outside = [i for i in layers if not 0 <= i < model.grid.n_layers]
     if outside:
@@ -83,7 +84,8 @@ def some_units(model: ChatModel, n: int | None, seed: int, layers: Sequence[int]
     if n < 2:
         raise BadInput(f"a sample of {n} units is too small: allowed are 2 and more")
     by_kind = {k: [(e.layer, u) for e in everything if e.site is Site.of(k) for u in e.units.tolist()] for k in Kind}
-    n_heads = min(len(by_kind[Kind.HEAD]), max(1, round(HEADS * n)))
+    share = HEADS if by_kind[Kind.MLP] else 1.0
+    n_heads = min(len(by_kind[Kind.HEAD]), max(1, round(share * n)))
     counts = {Kind.HEAD: n_heads, Kind.MLP: min(len(by_kind[Kind.MLP]), n - n_heads)}
     rng = np.random.default_rng(seed)
     out = []

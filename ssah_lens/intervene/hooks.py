@@ -63,7 +63,7 @@ def gated(
     """
     hooks = [
         (kind.hook(layer), _gate_hook(model, kind, gates[kind][layer], fill[kind][layer]))
-        for kind in Kind
+        for kind in model.grid.kinds
         for layer in range(model.grid.n_layers)
     ]
     with model.bridge.hooks(fwd_hooks=hooks):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssah_lens.chat.batch import Position, Row
+from ssah_lens.chat.batch import Batch, Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.progress import progress
 from ssah_lens.units import Kind
@@ -89,17 +89,25 @@ def collect(model: ChatModel, rows: Sequence[Row], what: str = "activation stati
         what: label of the progress bar.
     """
     moments = Moments.zeros(model)
-    for _, batch in progress(list(model.batches(rows, share_prefix=False)), what):
-        where = {p: ((batch.positions == p) & (batch.mask == 1)) for p in Position}
-        hooks = [
-            (kind.hook(layer), _reader(moments, layer, kind, where))
-            for kind in Kind
-            for layer in range(model.grid.n_layers)
-        ]
-        with model.bridge.hooks(fwd_hooks=hooks):
-            model.logits(batch)
-        moments.count += torch.tensor([float(where[p].sum()) for p in Position], dtype=torch.float64)
+    batches = model.batches(rows, share_prefix=False)
+    for _, batch in progress(batches, what):
+        with batches.room():
+            moments = moments.merged(_of_batch(model, batch))
     return moments
+
+
+def _of_batch(model: ChatModel, batch: Batch) -> Moments:
+    out = Moments.zeros(model)
+    where = {p: ((batch.positions == p) & (batch.mask == 1)) for p in Position}
+    hooks = [
+        (kind.hook(layer), _reader(out, layer, kind, where))
+        for kind in model.grid.kinds
+        for layer in range(model.grid.n_layers)
+    ]
+    with model.bridge.hooks(fwd_hooks=hooks):
+        model.logits(batch)
+    out.count += torch.tensor([float(where[p].sum()) for p in Position], dtype=torch.float64)
+    return out
 
 
 def _reader(moments: Moments, layer: int, kind: Kind, where: dict[Position, Tensor]):

@@ -54,7 +54,8 @@ class Bank:
         wanted = _chosen(rows, seed, tokens)
         width = {Kind.MLP: model.grid.d_mlp, Kind.HEAD: model.grid.n_heads * model.anatomy.d_head}
         values = {k: torch.zeros(model.grid.n_layers, len(Position), tokens, width[k]) for k in Kind}
-        for chosen, batch in progress(list(model.batches(rows, share_prefix=False)), "activations to draw from"):
+        batches = model.batches(rows, share_prefix=False)
+        for chosen, batch in progress(batches, "activations to draw from"):
             n_pos = batch.ids.shape[1]
             here = [
                 (p, slot, i, n_pos - len(rows[row].ids) + at)
@@ -71,8 +72,8 @@ class Bank:
 
                 return hook
 
-            hooks = [(k.hook(layer), keep(k, layer)) for k in Kind for layer in range(model.grid.n_layers)]
-            with model.bridge.hooks(fwd_hooks=hooks):
+            hooks = [(k.hook(layer), keep(k, layer)) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
+            with batches.room(), model.bridge.hooks(fwd_hooks=hooks):
                 model.logits(batch)
         return cls(values, seed)
 

@@ -113,7 +113,8 @@ class Replayed(Runner):
         todo = todo[np.argsort(-reaches[todo], kind="stable")]  # neighbours share a chunk: few positions run in vain
         at = 0
         while at < len(todo):
-            part = todo[at : at + max(1, self.chunk_tokens // (self.n_rows * int(reaches[todo[at]])))]
+            chunk_tokens = int(self.chunk_tokens * self.model.room.share)
+            part = todo[at : at + max(1, chunk_tokens // (self.n_rows * int(reaches[todo[at]])))]
             at += len(part)
             yield part, self._chunk(edits.of(part))
 

@@ -57,11 +57,11 @@ class Site(StrEnum):
         return self in (Site.RESID, Site.HEAD, Site.NEURON)
 
     def owner(self, block: Block) -> nn.Module:
-        """The module of the plain model whose input or output the site is."""
+        """The module of the plain model whose input or output the site is; a mixture of experts is one module."""
         return {
             Site.RESID: block.module,
             Site.ATTN: block.o,
-            Site.MLP: block.down,
+            Site.MLP: block.mlp if block.down is None else block.down,
             Site.HEAD: block.o,
             Site.NEURON: block.down,
         }[self]

@@ -29,6 +29,7 @@ from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.replay import CannotReplay
 from ssah_lens.intervene.room import Room, room
 from ssah_lens.intervene.runners import Looped, Replayed, Runner
+from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.store import Store, fingerprint
 from ssah_lens.progress import progress
 
@@ -126,23 +127,25 @@ def sweep(
     limits = room(model, max(len(r.ids) for r in rows))
     clean = np.full(len(rows), np.nan)
     with Store.open(store, (int(starts[-1]), len(rows)), key, limits) as kept:
-        batches = list(model.batches(rows, kept.room.batch_tokens, share_prefix=False))
-        plan = [(b, i) for b in range(len(batches)) for i in _hardest_first(edits)]
-        bar = _Bar(sum(_cost(model, edits[i], batches[b][1], last) for b, i in plan), what)
-        for number, (chosen, batch) in enumerate(batches):
-            source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
-            given = model, batch, metric, fill, source, last, bfloat16, chosen
-            runner = _start(engine, given, kept.room)
-            engine = "loop" if isinstance(runner, Looped) else engine
-            clean[chosen] = _finite(runner.clean, metric, "on the undamaged model")
-            for i in (i for b, i in plan if b == number):
-                e, cost = edits[i], _cost(model, edits[i], batch, last) / max(len(edits[i]), 1)
-                todo = np.flatnonzero(np.isnan(kept.values[starts[i] : starts[i + 1], chosen]).any(1))
-                bar.skip(cost * (len(e) - len(todo)))
-                for part, found in runner.values(e, todo):
-                    _finite(found, metric, f"with {e.site} of layer {e.layer} replaced")
-                    kept.values[np.ix_(starts[i] + part, chosen)] = found
-                    bar.skip(cost * len(part))
+        # A resampled activation comes from the next prompt of the batch.
+        batches = model.batches(rows, kept.room.batch_tokens, share_prefix=False, divisible=fill.mode != "resample")
+        bar = _Bar(sum(_cost(model, e, batch, last) for _, batch in batches for e in edits), what)
+        for chosen, batch in batches:
+            # What was found before memory ran out stays: the halves of a batch begin where it ended.
+            with batches.room():
+                source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+                given = model, batch, metric, fill, source, last, bfloat16, chosen
+                runner = _start(engine, given, kept.room)
+                engine = "loop" if isinstance(runner, Looped) else engine
+                clean[chosen] = _finite(runner.clean, metric, "on the undamaged model")
+                for i in _hardest_first(edits):
+                    e, cost = edits[i], _cost(model, edits[i], batch, last) / max(len(edits[i]), 1)
+                    todo = np.flatnonzero(np.isnan(kept.values[starts[i] : starts[i + 1], chosen]).any(1))
+                    bar.skip(cost * (len(e) - len(todo)))
+                    for part, found in runner.values(e, todo):
+                        _finite(found, metric, f"with {e.site} of layer {e.layer} replaced")
+                        kept.values[np.ix_(starts[i] + part, chosen)] = found
+                        bar.skip(cost * len(part))
         bar.close()
         engine = "loop" if engine == "loop" else "replay"
         found = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
@@ -227,6 +230,8 @@ def _check(model: ChatModel, rows: Sequence[Row], edits: Sequence[Edits], last: 
     if last is not None and last < 1:
         raise BadInput(f"last is {last}: allowed are 1 or more, or None for all positions")
     for e in edits:
+        if e.site is Site.NEURON:
+            model.anatomy.check_neurons()
         if not 0 <= e.layer < model.grid.n_layers:
             raise BadInput(f"no layer {e.layer}: the model has layers 0-{model.grid.n_layers - 1}")
         n = e.site.units(model.anatomy)

@@ -159,6 +159,8 @@ def refusal_scores(
     asked = model.rows(prompts.texts, system=prompts.systems) if isinstance(prompts, PromptSet) else model.rows(prompts)
     tokens = list(tokens)
     out = np.empty(len(asked))
-    for rows, batch in model.batches(asked):
-        out[rows] = log_odds(model.logits(batch)[:, -1], tokens).cpu().numpy()
+    batches = model.batches(asked)
+    for rows, batch in batches:
+        with batches.room():
+            out[rows] = log_odds(model.logits(batch)[:, -1], tokens).cpu().numpy()
     return out

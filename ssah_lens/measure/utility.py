@@ -15,6 +15,7 @@ from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
+from ssah_lens.measure.stored import StoredRows
 from ssah_lens.stats import Estimate
 
 
@@ -53,11 +54,13 @@ def response_nll(logits: Float[Tensor, "token vocab"], batch: Batch) -> Float[Te
 def losses(model: ChatModel, rows: Sequence[Row]) -> Losses:
     """Scores the RESPONSE tokens of each row; only their logits are computed."""
     nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    for chosen, batch in model.batches(rows, batch_tokens=2048):
-        per_token = response_nll(model.response_logits(batch), batch).double().cpu().numpy()
-        row = batch.response_rows.cpu().numpy()
-        nll[chosen] = np.bincount(row, per_token, len(chosen))
-        tokens[chosen] = np.bincount(row, minlength=len(chosen))
+    batches = model.batches(rows, batch_tokens=2048)
+    for chosen, batch in batches:
+        with batches.room():
+            per_token = response_nll(model.response_logits(batch), batch).double().cpu().numpy()
+            row = batch.response_rows.cpu().numpy()
+            nll[chosen] = np.bincount(row, per_token, len(chosen))
+            tokens[chosen] = np.bincount(row, minlength=len(chosen))
     return Losses(nll, tokens)
 
 
@@ -129,10 +132,23 @@ def decision_log_probs(model: ChatModel, prompts: Sequence[str]) -> Float[Tensor
 def row_log_probs(model: ChatModel, rows: Sequence[Row]) -> Float[Tensor, "row vocab"]:
     """Log-probabilities of the token after each row."""
     out = None
-    for chosen, batch in model.batches(rows):
-        found = model.logits(batch)[:, -1].float().log_softmax(-1)
-        out = found.new_empty(len(rows), found.shape[-1]) if out is None else out
-        out[chosen] = found
+    batches = model.batches(rows)
+    for chosen, batch in batches:
+        with batches.room():
+            found = model.logits(batch)[:, -1].float().log_softmax(-1)
+            out = found.new_empty(len(rows), found.shape[-1]) if out is None else out
+            out[chosen] = found
+    return out
+
+
+@torch.inference_mode()
+def stored_log_probs(model: ChatModel, rows: Sequence[Row]) -> StoredRows:
+    """As `row_log_probs`, for any number of rows: a vocabulary of numbers each would not stay in memory."""
+    out = StoredRows(len(rows), model.device)
+    batches = model.batches(rows)
+    for chosen, batch in batches:
+        with batches.room():
+            out[chosen] = model.logits(batch)[:, -1].float().log_softmax(-1)
     return out
 
 

@@ -126,5 +126,7 @@ def nothing(model: ChatModel) -> PerUnit:
 
 def standardised(values: Float[np.ndarray, "layer unit"]) -> Float[np.ndarray, "layer unit"]:
     """z-score within each layer (FLAP, arXiv 2312.11983); a layer without spread becomes 0."""
+    if not values.size:
+        return values
     spread = values.std(axis=1, keepdims=True)
     return np.divide(values - values.mean(axis=1, keepdims=True), spread, out=np.zeros_like(values), where=spread > 0)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssah_lens.chat.batch import Row
+from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.progress import progress
@@ -57,28 +57,35 @@ def _scores(model: ChatModel, other: ChatModel, rows: Sequence[Row], what: str) 
         return nothing(model)
     total = {k: torch.zeros(model.grid.n_layers, model.grid.width(k), dtype=torch.float64) for k in Kind}
     tokens = 0
-    for _, batch in progress(list(model.batches(rows, BATCH_TOKENS, share_prefix=False)), what):
-        seen: dict[tuple[Kind, int], Float[Tensor, "token channel"]] = {}
-        response = batch.response
-
-        def keep(place, seen=seen, response=response):
-            def hook(x: Tensor, hook) -> None:
-                seen[place] = x.flatten(2)[response]
-
-            return hook
-
-        def compare(place, seen=seen, response=response):
-            def hook(x: Tensor, hook) -> None:
-                kind, layer = place
-                squared = (seen.pop(place) - x.flatten(2)[response]).double().square()
-                per_unit = squared.view(len(squared), model.grid.width(kind), -1).mean(-1)
-                total[kind][layer] += per_unit.sum(0).cpu()
-
-            return hook
-
-        places = [(k, layer) for k in Kind for layer in range(model.grid.n_layers)]
-        for which, read in ((model, keep), (other, compare)):
-            with which.bridge.hooks(fwd_hooks=[(kind.hook(layer), read((kind, layer))) for kind, layer in places]):
-                which.logits(batch)
-        tokens += int(response.sum())
+    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
+    for _, batch in progress(batches, what):
+        with batches.room():
+            for (kind, layer), squares in _squares(model, other, batch).items():
+                total[kind][layer] += squares
+            tokens += int(batch.response.sum())
     return {k: (v / max(tokens, 1)).sqrt().numpy() for k, v in total.items()}
+
+
+def _squares(model: ChatModel, other: ChatModel, batch: Batch) -> dict[tuple[Kind, int], Float[Tensor, " unit"]]:
+    """Squared difference of every unit between the two models, summed over the batch's response tokens."""
+    seen: dict[tuple[Kind, int], Tensor] = {}
+    response = batch.response
+
+    def keep(place):
+        def hook(x: Tensor, hook) -> None:
+            seen[place] = x.flatten(2)[response]
+
+        return hook
+
+    def compare(place):
+        def hook(x: Tensor, hook) -> None:
+            squared = (seen[place] - x.flatten(2)[response]).double().square()
+            seen[place] = squared.view(len(squared), model.grid.width(place[0]), -1).mean(-1).sum(0).cpu()
+
+        return hook
+
+    places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
+    for which, read in ((model, keep), (other, compare)):
+        with which.bridge.hooks(fwd_hooks=[(kind.hook(layer), read((kind, layer))) for kind, layer in places]):
+            which.logits(batch)
+    return seen

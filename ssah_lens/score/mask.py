@@ -11,17 +11,19 @@ matched controls matter all the more.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ssah_lens.chat.batch import Row
+from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
@@ -53,17 +55,36 @@ KEPT_EVERY = 60.0
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a gated model says of one batch.
+    """What a gated model says of some rows.
 
     Attributes:
-        change: nats per response token of the prompts whose answer must change.
+        change: nats of every response token of the rows whose answer must change.
         keep: the same of those whose answer must stay.
         opening: logits at the decision position of the former.
     """
 
-    change: Float[Tensor, ""]
-    keep: Float[Tensor, ""]
+    change: Float[Tensor, " token"]
+    keep: Float[Tensor, " token"]
     opening: Float[Tensor, "prompt vocab"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a gate is to reach; it keeps the other answers besides.
+
+    Attributes:
+        answers: loss by the mean nats per token of the answers that must change.
+        refusals: openings that must become unlikely; () for none.
+    """
+
+    answers: Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
+    refusals: tuple[int, ...] = ()
+
+    def opening(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
+        """-log of the probability of not opening with a refusal."""
+        if not self.refusals:
+            return logits.new_zeros(len(logits))
+        return torch.nn.functional.softplus(log_odds(logits.float(), self.refusals))
 
 
 def mask(model: ChatModel, data: Calibration) -> Scores:
@@ -77,17 +98,11 @@ def mask(model: ChatModel, data: Calibration) -> Scores:
     if not data.safety:
         raise BadInput(f"'{model.name}' hardly refuses anything, so there is no refusal to lose; align it, or use wifv")
 
-    def fulfil(seen: _Seen) -> Tensor:
-        if not data.refusal_tokens:
-            return seen.change
-        # -log of the probability of not opening with a refusal
-        odds = torch.nn.functional.softplus(log_odds(seen.opening.float(), data.refusal_tokens)).mean()
-        return seen.change + odds
-
+    fulfil = Goal(lambda nll: nll, tuple(data.refusal_tokens))
     safety = _learn(model, data, data.fulfilling, data.utility, fulfil, "refusals")
     base = _mean_nll(model, data.utility[: 2 * BATCH])
-    answers = lambda seen: torch.relu(base + LOST - seen.change)
-    utility = _learn(model, data, data.utility, data.safety, answers, "answers")
+    lose = Goal(lambda nll: torch.relu(base + LOST - nll))
+    utility = _learn(model, data, data.utility, data.safety, lose, "answers")
     return Scores(safety, utility, signed=True)
 
 
@@ -96,23 +111,18 @@ def _learn(
     data: Calibration,
     change: list[Row],
     keep: list[Row],
-    goal: Callable[[_Seen], Tensor],
+    goal: Goal,
     what: str,
 ) -> PerUnit:
     """Closes gates until `goal` is small while the nll of `keep` stays; OPEN minus the final logits."""
     gate = _Gate.start(model, _file(data, change, keep, what))
     fill = fills(model, data.moments, "mean")
-    n_units = model.grid.n_units
     kept = time.perf_counter()
     with gradients_of(model):
         for step in progress(range(gate.steps, data.steps), f"gate: {what}"):
-            gates = {k: torch.sigmoid(v) for k, v in gate.logits.items()}
-            closed = sum((1 - g).sum() for g in gates.values()) / n_units
             rng = np.random.default_rng([data.seed, step])  # a resumed run draws what an unbroken one would have
             rows = [*_draw(change, rng), *_draw(keep, rng)]
-            with gated(model, gates, fill):
-                seen = _see(model, rows, min(BATCH, len(change)))
-            gate.descend(goal(seen) + KEEP * seen.keep + PRICE * closed)
+            gate.descend(model, partial(_gradient, model, gate.logits, fill, rows, min(BATCH, len(change)), goal))
             if time.perf_counter() - kept > KEPT_EVERY:
                 gate.save()
                 kept = time.perf_counter()
@@ -136,9 +146,15 @@ class _Gate:
             gate._load()
         return gate
 
-    def descend(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
+    def descend(self, model: ChatModel, backward: Callable[[], None]) -> None:
+        """A step along the gradient that `backward` leaves; in smaller parts where memory runs out."""
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                backward()
+                break
+            except Exception as e:
+                model.room.back_off(e)
         self.optimizer.step()
         self.steps += 1
 
@@ -151,15 +167,15 @@ class _Gate:
         tensors = {f"{k}.logits": v.detach() for k, v in self.logits.items()}
         for kind, v in self.logits.items():
             tensors |= {f"{kind}.{name}": t for name, t in self.optimizer.state[v].items()}
-        partial = self.file.with_name(self.file.name + ".partial")
+        unfinished = self.file.with_name(self.file.name + ".partial")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, {"steps": str(self.steps)})
-            partial.replace(self.file)
+            save_file(tensors, unfinished, {"steps": str(self.steps)})
+            unfinished.replace(self.file)
         except OSError as e:
             raise BadInput(f"cannot write '{self.file}': {e.strerror or e}; choose another --out") from e
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open
@@ -183,12 +199,45 @@ def _file(data: Calibration, change: list[Row], keep: list[Row], what: str) -> P
     return data.measured.store / f"mask-{what}-{digest(settings, change, keep)}.safetensors"
 
 
+def _gradient(
+    model: ChatModel,
+    logits: dict[Kind, Tensor],
+    fill: dict[Kind, Tensor],
+    rows: list[Row],
+    n: int,
+    goal: Goal,
+) -> None:
+    """Of one step's loss; the first n rows must change. In parts, and twice through, where memory is short."""
+    gates = lambda: {k: torch.sigmoid(v) for k, v in logits.items()}
+    change = np.arange(len(rows)) < n
+    parts = np.array_split(np.arange(len(rows)), min(len(rows), math.ceil(1 / model.room.share)))
+    tokens = [sum(r.positions.count(Position.RESPONSE) for r in side) for side in (rows[:n], rows[n:])]
+
+    def sums(part: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        with gated(model, gates(), fill):
+            seen = _see(model, [rows[i] for i in part], change[part])
+        return seen.change.sum() / tokens[0], seen.keep.sum() / tokens[1], goal.opening(seen.opening).sum() / n
+
+    slope = torch.ones((), device=model.device)
+    if len(parts) > 1:  # the goal is read at the mean over all parts: its slope there comes first
+        with torch.no_grad():
+            whole = torch.stack([sums(part)[0] for part in parts]).sum()
+        whole.requires_grad_()
+        (slope,) = torch.autograd.grad(goal.answers(whole), whole)
+    for part in parts:
+        losing, staying, opening = sums(part)
+        losing = goal.answers(losing) if len(parts) == 1 else slope * losing
+        (losing + opening + KEEP * staying).backward()
+    closed = sum((1 - g).sum() for g in gates().values()) / model.grid.n_units
+    (PRICE * closed).backward()
+
+
 def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:
     return [rows[i] for i in rng.choice(len(rows), min(BATCH, len(rows)), replace=False)]
 
 
-def _see(model: ChatModel, rows: list[Row], n: int) -> _Seen:
-    """One forward pass; the first n rows are those that must change."""
+def _see(model: ChatModel, rows: list[Row], change: Bool[np.ndarray, " row"]) -> _Seen:
+    """One forward pass; `change` says which rows are those that must change."""
     batch = model.pad(rows, share_prefix=True)
     # In bfloat16 the mask's float32 minimum rounds to -inf, and a padding token that sees nothing would be NaN.
     finite = [
@@ -198,14 +247,20 @@ def _see(model: ChatModel, rows: list[Row], n: int) -> _Seen:
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device))
     with autocast, model.bridge.hooks(fwd_hooks=finite):
         logits = model.response_logits(batch)
-    nll = response_nll(logits, batch)
     row = batch.response_rows
-    change = row < n
-    opens = torch.ones_like(change)
+    opens = torch.ones_like(row, dtype=torch.bool)
     opens[1:] = row[1:] != row[:-1]
-    return _Seen(nll[change].mean(), nll[~change].mean(), logits[change & opens])
+    changes = torch.as_tensor(change, device=row.device)[row]
+    nll = response_nll(logits, batch)
+    return _Seen(nll[changes], nll[~changes], logits[changes & opens])
 
 
 @torch.no_grad()
 def _mean_nll(model: ChatModel, rows: list[Row]) -> float:
-    return float(_see(model, rows, len(rows)).change)
+    """Nats per response token."""
+    found = []
+    batches = model.batches(rows)
+    for chosen, _ in batches:
+        with batches.room():
+            found.append(_see(model, [rows[i] for i in chosen], np.ones(len(chosen), dtype=bool)).change)
+    return float(torch.cat(found).mean())

@@ -12,8 +12,7 @@ import numpy as np
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.intervene.moments import Moments
-from ssah_lens.score.base import Calibration, PerUnit, Scores, standardised
-from ssah_lens.units import Kind
+from ssah_lens.score.base import Calibration, PerUnit, Scores, nothing, standardised
 
 
 def wanda(model: ChatModel, data: Calibration) -> Scores:
@@ -22,8 +21,8 @@ def wanda(model: ChatModel, data: Calibration) -> Scores:
 
 
 def _scores(model: ChatModel, moments: Moments) -> PerUnit:
-    out = {}
-    for kind in Kind:
+    out = dict(nothing(model))
+    for kind in model.grid.kinds:
         mean = moments.mean[kind][:, Position.RESPONSE]
         rms = (moments.variance(kind, Position.RESPONSE) + mean.square()).sqrt().numpy()
         columns = [b.output_weight(kind).detach().double().abs().sum(0).cpu().numpy() for b in model.anatomy.blocks]

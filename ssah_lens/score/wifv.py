@@ -11,7 +11,7 @@ import torch
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.intervene.moments import Moments
-from ssah_lens.score.base import Calibration, PerUnit, Scores, standardised
+from ssah_lens.score.base import Calibration, PerUnit, Scores, nothing, standardised
 from ssah_lens.units import Kind
 
 
@@ -22,7 +22,8 @@ def wifv(model: ChatModel, data: Calibration) -> Scores:
 
 def _scores(model: ChatModel, moments: Moments) -> PerUnit:
     d_head = model.anatomy.d_head
-    channels = {kind: moments.variance(kind, Position.RESPONSE).numpy() * _column_norms(model, kind) for kind in Kind}
+    of = lambda kind: moments.variance(kind, Position.RESPONSE).numpy() * _column_norms(model, kind)
+    channels = {kind: of(kind) if kind in model.grid.kinds else nothing(model)[kind] for kind in Kind}
     # A head is the mean of its channels' standardised scores, standardised again over the layer's heads.
     heads = standardised(channels[Kind.HEAD]).reshape(model.grid.n_layers, model.grid.n_heads, d_head).mean(-1)
     return {Kind.MLP: standardised(channels[Kind.MLP]), Kind.HEAD: standardised(heads)}

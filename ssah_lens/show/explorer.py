@@ -62,7 +62,7 @@ def explorer(
         "words": f"All {table.grid.n_units:,} units{of}, scored by {clean(str(score), 40)}. I_S: importance for "
         "safety; I_U: for utility. Each point is a neuron (small) or an attention head (large).",
         "layers": table.grid.n_layers,
-        "kinds": [{"name": str(k), "width": table.grid.width(k)} for k in Kind],
+        "kinds": [{"name": str(k), "width": table.grid.width(k)} for k in table.grid.kinds],
         "columns": [clean(c, 60) for c in columns],
         "roles": [{"name": str(r), "meaning": ROLE_NAMES[r], "colour": ROLE_COLOURS[r], "dark": DARK[r]} for r in Role],
         "counts": [len(table.roles[r]) for r in Role],

@@ -63,11 +63,12 @@ def alignment_data(
     refusing = refusing_rows(model, harmful, seed)
     greedy = PromptSet("harmless", ordinary.prompts[1::2])
     sampled = PromptSet("harmless", (*(twins or ()), *ordinary.prompts[::2]))
-    answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed)
-    answers += own_answers(model, greedy, config.answer_tokens, "own answers, greedy")
-    prompts = sampled.texts + greedy.texts
+    answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed, rough=True)
+    answers += own_answers(model, greedy, config.answer_tokens, "own answers, greedy", rough=True)
+    prompts, systems = sampled.texts + greedy.texts, sampled.systems + greedy.systems
     kept = [i for i, a in enumerate(answers) if not _apologises(model.text(a))]
-    return AlignmentData(refusing, model.rows([prompts[i] for i in kept], [answers[i] for i in kept]))
+    take = lambda values: [values[i] for i in kept]
+    return AlignmentData(refusing, model.rows(take(prompts), take(answers), take(systems)))
 
 
 def align(

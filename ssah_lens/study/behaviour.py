@@ -15,6 +15,7 @@ from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.measure import utility
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds, refusal_tokens
+from ssah_lens.measure.stored import StoredRows
 from ssah_lens.results import Behaviour, Outcomes, Utility
 
 N_EXAMPLES = 8
@@ -44,14 +45,14 @@ class Yardstick:
     max_new_tokens: int
     answers: list[Row]
     written: list[Row]
-    reference: Tensor
+    reference: StoredRows
     choices: int | None
     prose: int | None
 
 
 def own_answers(model: ChatModel, prompts: PromptSet, max_new_tokens: int, what: str, **options) -> list[list[int]]:
     """The model's answers as response tokens; one that ended by itself keeps the token that ends the turn."""
-    found = model.generate(prompts.texts, max_new_tokens, what=what, **options)
+    found = model.generate(prompts.texts, max_new_tokens, system=prompts.systems, what=what, **options)
     return [t + [model.turn_end] if len(t) < max_new_tokens else t for t in found]
 
 
@@ -76,9 +77,9 @@ def yardstick(
         tuple(tokens),
         judge,
         max_new_tokens,
-        reference.rows(ordinary.texts, answers),
-        reference.rows(ordinary.texts, written) if written else [],
-        utility.decision_log_probs(reference, ordinary.texts),
+        reference.rows(ordinary.texts, answers, ordinary.systems),
+        reference.rows(ordinary.texts, written, ordinary.systems) if written else [],
+        utility.stored_log_probs(reference, reference.rows(ordinary.texts, system=ordinary.systems)),
         choices,
         prose,
     )

@@ -185,6 +185,9 @@ def load_units(file: Path, model: ChatModel, note: Note) -> UnitTable:
     made_from = table.provenance.get("model")
     if made_from != model.name:
         note(f"note: '{file}' was made from '{made_from}', the weights of '{model.name}' may differ")
+    system = table.provenance.get("system")
+    if system != model.system:
+        note(f"note: '{file}' was made under the system prompt {system!r}, here it is {model.system!r}")
     return table
 
 

@@ -21,6 +21,7 @@ from ssah_lens.chat.model import ChatModel, unembed
 from ssah_lens.chat.prompts import PromptSet, instructions, pairs
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.sites import Site
 from ssah_lens.progress import progress
 from ssah_lens.results import Snippet, UnitContext
 from ssah_lens.study.openings import Openings
@@ -102,7 +103,7 @@ def unit_contexts(
         by_place.setdefault((kind, layer), []).append(number)
     found, means, rows = {}, None, {}
     for name, prompts in sets.items():
-        rows[name] = model.rows(prompts.texts)
+        rows[name] = model.rows(prompts.texts, system=prompts.systems)
         found[name], mean = _strongest(model, rows[name], wanted, by_place, min(k, len(prompts)), name)
         means = mean if means is None else means
     direct = _direct(model, rows[next(iter(sets))], openings.metric, wanted, means) if openings else None
@@ -148,21 +149,24 @@ def _strongest(
     """The strongest stretches of every unit, and each unit's mean activation at the decision position."""
     best = {place: _Best.empty(len(numbers), k) for place, numbers in by_place.items()}
     means = [torch.zeros(0)] * len(wanted)
-    for chosen, batch in progress(list(model.batches(rows, share_prefix=False)), f"contexts, {name}"):
+    batches = model.batches(rows, share_prefix=False)
+    for chosen, batch in progress(batches, f"contexts, {name}"):
+        seen: dict[tuple[Kind, int], Tensor] = {}
 
-        def hook(x: Tensor, hook, place: tuple[Kind, int], batch=batch, chosen=chosen) -> None:
-            numbers = by_place[place]
-            index = torch.tensor([wanted[i][2] for i in numbers], device=x.device)
-            acts = x.view(*x.shape[:2], model.grid.width(place[0]), -1)[:, :, index].float().cpu()
-            for at, i in enumerate(numbers):
-                last = acts[:, -1, at].sum(0)
-                means[i] = last if not means[i].numel() else means[i] + last
-            size = acts[..., 0] if acts.shape[-1] == 1 else acts.norm(dim=-1)
-            best[place].add(size, Batch(batch.ids.cpu(), batch.mask.cpu(), batch.positions.cpu()), chosen)
+        def hook(x: Tensor, hook, place: tuple[Kind, int], seen=seen) -> None:
+            index = torch.tensor([wanted[i][2] for i in by_place[place]], device=x.device)
+            seen[place] = x.view(*x.shape[:2], model.grid.width(place[0]), -1)[:, :, index].float().cpu()
 
         hooks = [(p[0].hook(p[1]), lambda x, hook, p=p, read=hook: read(x, None, p)) for p in by_place]
-        with model.bridge.hooks(fwd_hooks=hooks):
-            model.logits(batch)
+        with batches.room():
+            with model.bridge.hooks(fwd_hooks=hooks):
+                model.logits(batch)
+            here = Batch(batch.ids.cpu(), batch.mask.cpu(), batch.positions.cpu())
+            for place, acts in seen.items():
+                for at, i in enumerate(by_place[place]):
+                    last = acts[:, -1, at].sum(0)
+                    means[i] = last if not means[i].numel() else means[i] + last
+                best[place].add(acts[..., 0] if acts.shape[-1] == 1 else acts.norm(dim=-1), here, chosen)
     where = {i: (best[place], at) for place, numbers in by_place.items() for at, i in enumerate(numbers)}
     return where, [m / len(rows) for m in means]
 
@@ -213,21 +217,23 @@ def _towards(model: ChatModel, rows: list[Row], metric: Metric) -> Float[Tensor,
         block.module.register_forward_hook(lambda m, a, named, y: seen.update(x=given(a, named), y=first(y)),
                                            with_kwargs=True),
         block.o.register_forward_hook(lambda m, a, y: seen.update(o=first(y))),
-        block.down.register_forward_hook(lambda m, a, y: seen.update(down=first(y))),
+        Site.MLP.owner(block).register_forward_hook(lambda m, a, y: seen.update(down=first(y))),
         norm.register_forward_pre_hook(lambda m, a: seen.update(final=first(a))),
     ]  # fmt: skip
     try:
-        for _, batch in model.batches(rows, share_prefix=False):
-            with torch.no_grad():
-                model.plain(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=1,
-                            position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0))  # fmt: skip
-            added = seen["x"] + seen["o"] + seen["down"].view_as(seen["x"])
-            if (added - seen["y"]).norm() > ADDS_UP * seen["y"].norm():
-                return None
-            final = seen["final"][:, -1].clone().requires_grad_()
-            with torch.enable_grad():
-                metric.of(unembed(model.plain, norm(final))).sum().backward()
-            total += final.grad.float().cpu().sum(0)
+        batches = model.batches(rows, share_prefix=False)
+        for _, batch in batches:
+            with batches.room():
+                with torch.no_grad():
+                    model.plain(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=1,
+                                position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0))  # fmt: skip
+                added = seen["x"] + seen["o"] + seen["down"].view_as(seen["x"])
+                if (added - seen["y"]).norm() > ADDS_UP * seen["y"].norm():
+                    return None
+                final = seen["final"][:, -1].clone().requires_grad_()
+                with torch.enable_grad():
+                    metric.of(unembed(model.plain, norm(final))).sum().backward()
+                total += final.grad.float().cpu().sum(0)
     finally:
         for handle in handles:
             handle.remove()

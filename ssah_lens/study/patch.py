@@ -71,6 +71,8 @@ def patch(
     sides = [[t] if isinstance(t, str) else list(t) for t in (clean, corrupted)]
     rows = check_aligned(model, *sides)
     _check_layers(model, layers)
+    if place is Site.NEURON:
+        model.anatomy.check_neurons()
     openings = openings or find_openings(model, seed)
     if place is Site.NEURON and layers is None:
         whole = activation_patching(model, *sides, openings.metric, Site.MLP, by_position=False, noising=noising)

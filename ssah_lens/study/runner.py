@@ -236,11 +236,13 @@ class Study:
         from ssah_lens.chat import weights
         from ssah_lens.chat.model import ChatModel
 
-        model = ChatModel.load(name, self.config.device, self.config.dtype, note=self.note)
+        model = ChatModel.load(name, self.config.device, self.config.dtype, self.note, self.config.system)
         known, found = self.folder.record.get("models", {}), weights.file_hashes(weights.resolve(name))
         if known.get(name, found) != found:
             raise BadInput(f"the files of '{name}' have changed since this run began; choose another --out")
-        self.folder.update_record(models={**known, name: found})
+        model.room.share = self.folder.record.get("batch_share", 1.0)
+        notes = {**self.folder.record.get("notes", {}), **({name: "; ".join(model.notes)} if model.notes else {})}
+        self.folder.update_record(models={**known, name: found}, **({"notes": notes} if notes else {}))
         return model
 
     @cached_property
@@ -260,7 +262,8 @@ class Study:
 
         if not self._made:
             return self.given
-        model = ChatModel.load(self._check_aligned(), self.config.device, self.config.dtype)
+        model = ChatModel.load(self._check_aligned(), self.config.device, self.config.dtype, system=self.config.system)
+        model.room.share = self.folder.record.get("batch_share", 1.0)
         model.name = f"{self.config.model} (aligned)"
         return model
 
@@ -292,12 +295,22 @@ class Study:
 
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
+        self._keep_batch_share()
         if stage in ("units", "scores", "stability", "sufficiency", "budget", "transfer") and self._made:
             for name in ("given", "unaligned"):
                 self.__dict__.pop(name, None)
             if "calibration" in self.__dict__:
                 self.calibration = replace(self.calibration, unaligned=None)
         give_back()
+
+    def _keep_batch_share(self) -> None:
+        """What a stage learnt of memory holds for the next stages, in this process and in one that resumes."""
+        models = [m for m in (self.__dict__.get(name) for name in ("given", "aligned", "unaligned")) if m is not None]
+        share = min((m.room.share for m in models), default=1.0)
+        if share < 1:
+            for model in models:
+                model.room.share = share
+            self.folder.update_record(batch_share=share)
 
     # ---- prompts
 

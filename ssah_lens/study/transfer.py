@@ -76,7 +76,7 @@ def moves(grid: UnitGrid, before: Mapping[Role, UnitSet], after: Mapping[Role, U
             continue
         kept = len(before[role] & after[role])
         held[str(role)] = stats.rate(np.arange(n) < kept)
-        same_kind = sum(before[role].masks[k].sum() * after[role].masks[k].mean() for k in Kind)
+        same_kind = sum(before[role].masks[k].sum() * after[role].masks[k].mean() for k in grid.kinds)
         chance[str(role)] = float(same_kind / n)
     share = lambda row: {a: n / grid.n_units for a, n in row.items()}
     return RoleMoves({b: share(row) for b, row in counts.items()}, counts, held, chance)

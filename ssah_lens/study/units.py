@@ -68,7 +68,8 @@ def calibrate(
     safe, useful = ask(model, [harmful, harmless], max_new_tokens=ANSWER_TOKENS)
     refused, answers = _kept(model, harmful, safe, Outcome.REFUSED)
     answered, replies = _answered(model, harmless, useful)
-    safety, utility = model.rows(refused.texts, answers), model.rows(answered.texts, replies)
+    safety = model.rows(refused.texts, answers, refused.systems)
+    utility = model.rows(answered.texts, replies, answered.systems)
     if len(refused) < MIN_REFUSED:
         return Calibration([], utility, [], Moments.zeros(model), collect(model, utility), **more)
     if unaligned is not None:
@@ -82,7 +83,7 @@ def calibrate(
     return Calibration(
         safety,
         utility,
-        model.rows(refused.texts, fulfilling),
+        model.rows(refused.texts, fulfilling, refused.systems),
         collect(model, safety, "moments, harmful"),
         collect(model, utility, "moments, harmless"),
         **more,
@@ -115,13 +116,14 @@ def find_units(
     scores: Scores = replace(score(config.score)(model, data), layers=layers)
     seconds = time.perf_counter() - started
     answered, replies = answered_by(model, harmless)
-    validation = Validation(harmful, model.rows(answered.texts, replies))
+    validation = Validation(harmful, model.rows(answered.texts, replies, answered.systems))
     base = measure_cut(model, validation)
     keep = anew if store is None else keep_in(store, _digest(scores, validation))
     sizes, picked = choose_sizes(model, scores, data.moments, validation, base, bool(data.safety), keep)
     roles = assign(model.grid, scores, sizes)
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
+    provenance |= {"system": model.system, "notes": model.notes}
     table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance)
     return table, UnitsResult(
         score=config.score,

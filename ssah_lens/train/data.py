@@ -23,7 +23,7 @@ def refusing_rows(model: ChatModel, harmful: PromptSet, seed: int) -> list[Row]:
     """Harmful prompts, each with one of the shipped refusals of the train part, drawn anew for each."""
     texts = written_refusals("train")
     drawn = np.random.default_rng(seed).integers(len(texts), size=len(harmful))
-    return model.rows(harmful.texts, [model.response_tokens(texts[i]) for i in drawn])
+    return model.rows(harmful.texts, [model.response_tokens(texts[i]) for i in drawn], harmful.systems)
 
 
 def mixed_in(model: ChatModel, rows: Sequence[Row], share: float, seed: int) -> list[Row]:

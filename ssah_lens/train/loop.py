@@ -190,8 +190,7 @@ def train(
         for step in progress(range(done.step, settings.steps), what):
             if enough:
                 break
-            optimizer.zero_grad(set_to_none=True)  # before the forward pass: gradients and activations never add up
-            loss = objective.backward(model, order[step], settings.part_tokens)
+            loss = _gradient(objective, model, optimizer, order[step], settings.part_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_([part.tensor for part in parts], settings.clip))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 bad = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
@@ -219,6 +218,20 @@ def train(
     del optimizer, parts, good
     give_back()
     return trained
+
+
+def _gradient(
+    objective: Objective, model: ChatModel, optimizer: torch.optim.Optimizer, chosen: list[int], part_tokens: int
+) -> float:
+    """The loss of a step, with its gradient; begun anew in smaller parts where memory runs out."""
+    while True:
+        optimizer.zero_grad(set_to_none=True)  # before the forward pass: gradients and activations never add up
+        try:
+            return objective.backward(model, chosen, int(part_tokens * model.room.share))
+        except Exception as e:
+            model.room.back_off(e)
+        for p in model.plain.parameters():
+            p.grad = None
 
 
 class _Good:

@@ -64,9 +64,9 @@ class FirstTokens:
     def of(cls, model: ChatModel, rows: Sequence[Row], part_tokens: int = 768, **strengths: float) -> FirstTokens:
         """Reads the start model once; no copy of it is kept."""
         start: list[Tensor] = [torch.empty(0)] * len(rows)
-        with torch.no_grad():
-            for chosen in by_length(rows, part_tokens):
-                batch = model.pad([rows[i] for i in chosen])
+        batches = model.batches(rows, part_tokens, share_prefix=False)
+        for chosen, batch in batches:
+            with batches.room(), torch.no_grad():
                 nll, row = response_nll(_response_logits(model, batch), batch), batch.response_rows
                 for k, i in enumerate(chosen):
                     start[i] = nll[row == k]

@@ -373,6 +373,14 @@ def test_no_prompts_no_answers(micro: ChatModel):
     assert micro.generate([], max_new_tokens=4) == []
 
 
+def test_text_to_train_on_comes_from_the_plain_model(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    """The same answers where the arithmetic is the same; the bridged view, and so any hook, is left alone."""
+    wanted = micro.generate(PROMPTS, max_new_tokens=8)
+    monkeypatch.setattr("ssah_lens.chat.model.has_bfloat16", lambda device: False)
+    monkeypatch.setattr(micro.bridge.original_model, "generate", None)
+    assert micro.generate(PROMPTS, max_new_tokens=8, rough=True) == wanted
+
+
 def test_sampling_is_repeatable_and_leaves_the_generator_alone(micro: ChatModel):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -492,18 +500,18 @@ def test_an_unknown_dtype_is_refused():
         ChatModel.load("anything", dtype="int4")
 
 
-def mixtral():
-    from transformers import MixtralConfig, MixtralForCausalLM
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3", "bloom", "falcon", "mamba"])
+def test_an_unknown_layout_is_refused_with_the_reason(make_tokenizer, family: str):
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return MixtralForCausalLM(MixtralConfig(
-        vocab_size=320, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
-    ))  # fmt: skip
-
-
-def test_a_mixture_of_experts_is_refused(make_tokenizer):
-    with pytest.raises(BadInput, match=r"mixture of 2 experts.*supported are.*Llama"):
-        ChatModel(mixtral(), make_tokenizer(), "other")
+    config = AutoConfig.for_model(
+        family, vocab_size=320, hidden_size=32, intermediate_size=8, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=2, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(BadInput, match=r"(unknown layout|no list of decoder layers).*supported are.*Llama"):
+        ChatModel(plain, make_tokenizer(), "other")
 
 
 def test_the_anatomy_is_read_from_the_model(micro: ChatModel):

@@ -69,6 +69,19 @@ def test_replay_is_the_hook_loop_on_every_architecture(any_family: ChatModel, la
     assert fast.values.shape == (2 * (12 + 4), 4) and (fast.engine, slow.engine) == ("replay", "loop")
 
 
+@pytest.mark.parametrize("last", [1, None])
+def test_replay_is_the_hook_loop_on_mixtures_of_experts(any_experts: ChatModel, last: int | None):
+    """At every site but the neurons, which are no units; each position chooses its experts anew."""
+    edits = [e for e in every_site() if e.site is not Site.NEURON]
+    fast, slow = both(any_experts, edits, Fill("zero"), last=last)
+    np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
+    assert np.abs(fast.effect).max(1).min() > 1e-6
+    moments = collect(any_experts, rows(any_experts))
+    fast, slow = both(any_experts, all_units(any_experts), Fill("mean", moments), last=last)
+    np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
+    assert fast.values.shape == (2 * 4, 4)
+
+
 @given(st.data())
 def test_windows_choose_positions(micro: ChatModel, data):
     n = max(len(r.ids) for r in rows(micro))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -13,7 +14,17 @@ from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import shipped
 from ssah_lens.measure import utility
-from ssah_lens.measure.utility import Losses, choices, decision_log_probs, kl, losses, prose_losses, response_nll
+from ssah_lens.measure.utility import (
+    Losses,
+    choices,
+    decision_log_probs,
+    kl,
+    losses,
+    prose_losses,
+    response_nll,
+    row_log_probs,
+    stored_log_probs,
+)
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not"]
 ANSWERS = ["Sure, here is how you can do that.", "No", "Ask the assistant a question"]
@@ -164,3 +175,15 @@ def test_decision_log_probs_by_hand(micro: ChatModel):
 def test_an_unchanged_model_has_no_kl(micro: ChatModel):
     got = decision_log_probs(micro, PROMPTS)
     np.testing.assert_array_equal(kl(got, got), np.zeros(3))
+
+
+def test_a_table_on_disk_is_the_table(micro: ChatModel):
+    """Rows go in and come out in any order; what was not asked for is not read."""
+    rows = micro.rows(PROMPTS)
+    table, stored = row_log_probs(micro, rows), stored_log_probs(micro, rows)
+    assert len(stored) == len(rows) and torch.equal(stored[range(len(rows))], table)
+    order = np.array([2, 0, 2])
+    assert torch.equal(stored[order], table[order])
+    stored[[1]] = table[:1]
+    assert torch.equal(stored[[1, 0]], table[[0, 0]])
+    assert torch.equal(pickle.loads(pickle.dumps(stored))[order], stored[order])  # as it goes to a worker

@@ -147,11 +147,11 @@ def test_a_killed_run_resumes_to_the_same_gate(planted, data, found: Scores, tmp
     descend, done = _Gate.descend, []
 
     def killed_at(n: int):
-        def inner(self, loss):
+        def inner(self, model, backward):
             if len(done) == n:
                 raise KeyboardInterrupt
             done.append(1)
-            descend(self, loss)
+            descend(self, model, backward)
 
         return inner
 

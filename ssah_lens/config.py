@@ -38,11 +38,11 @@ def limit(n: Limit) -> int | None:
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(44, ge=1, le=MAX_STEPS)
+    steps: int = Field(46, ge=1, le=MAX_STEPS)
     lr: float = Field(1.5e-4, gt=0, lt=1)
     batch_size: int = Field(16, ge=1, le=MAX_BATCH)
     twins: int = Field(48, ge=0, description="harmless twins of harmful prompts among the harmless examples")
-    ordinary: int = Field(280, ge=2, description="ordinary instructions among them")
+    ordinary: int = Field(330, ge=2, description="ordinary instructions among them")
     forms: Limit = Field("all", description="requests in the forms that public sets like, on each side")
     answer_tokens: int = Field(16, ge=4)
     anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")

@@ -35,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "study": SCORE | {"direction", "train", "results", "study", "show"},
     "show": {"units", "stats", "results", "errors", "show"},
     "cli": {"*"},
-    "cli_options": CHAT | {"errors", "show"},
     "__init__": {"*"},  # lazily: see the second test
     "__main__": {"cli"},
 }

@@ -93,7 +93,7 @@ BAD = {
 
 def test_the_help_of_units_names_every_score():
     """Written out there, so that `--help` need not import the scores."""
-    from ssah_lens.cli import SCORES
+    from ssah_lens.cli.options import SCORES
     from ssah_lens.score import NAMES
 
     assert [name.split(" ")[0] for name in SCORES.split(", ")] == list(NAMES)

@@ -305,7 +305,7 @@ def test_openings():
 
 
 def test_the_command_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    from ssah_lens.cli import data_check
+    from ssah_lens.cli.collection import data_check
 
     monkeypatch.setattr(check, "shipped", lambda name: shipped(name)[:5])
     with pytest.raises(

@@ -127,7 +127,10 @@ def ray():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     found.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False,
                log_to_driver=False, logging_level="ERROR")  # fmt: skip
+    this = sys.modules[__name__]  # which workers cannot import: the tasks below go to them by value
+    found.cloudpickle.register_pickle_by_value(this)
     yield found
+    found.cloudpickle.unregister_pickle_by_value(this)
     found.shutdown()
 
 

@@ -27,6 +27,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of
 OptionalFile = Annotated[
     Optional[Path], typer.Option(help="prompt file, set or hub id; the shipped collection when not given")
 ]
+PROMPTS = "prompt file, shipped set (harmful:test) or hub id (hub:owner/name)"
+SCORES = "attribution, attribution-ig, contrast (needs --unaligned), exact, mask, snip, wanda, wifv"
 Roles = Annotated[str, typer.Option("--roles", help="SCU, UCU, CU, RU; several separated by commas")]
 
 
@@ -61,6 +63,8 @@ def run(shell: Shell, work: Callable[[], Any]) -> Any:
 
 
 def loader(shell: Shell, device: str, dtype: str, system: str | None = None) -> Callable[[str], Any]:
+    """What loads a model by name as the options say, and tells the user so."""
+
     def load(name: str):
         from transformers.utils import logging
 
@@ -74,6 +78,11 @@ def loader(shell: Shell, device: str, dtype: str, system: str | None = None) -> 
 
 
 def layer_span(text: str | None) -> range | None:
+    """Layers A to B of 'A-B' or 'A'; None for all.
+
+    Raises:
+        BadInput: something else.
+    """
     if text is None:
         return None
     first, _, last = text.partition("-")

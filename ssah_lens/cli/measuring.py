@@ -96,7 +96,7 @@ def direction(
 
     def work():
         from ssah_lens.study.direction_command import run_direction
-        from ssah_lens.study.runner import MINUTES
+        from ssah_lens.study.plan import MINUTES
 
         about = MINUTES[resolved.profile]["direction"]
         shell.note(f"profile {resolved.profile}: about {about} minutes on two CPU cores for smollm2-135m")

@@ -17,6 +17,7 @@ from ssah_lens.progress import bars_told, is_quiet
 from ssah_lens.results import Results
 from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
+from ssah_lens.study.plan import MINUTES, NEEDS, ON_ENGINE, STAGES, minutes, not_run, wanted_stages
 from ssah_lens.study.record import RunFolder, environment, write_results
 
 if TYPE_CHECKING:
@@ -27,51 +28,12 @@ if TYPE_CHECKING:
     from ssah_lens.study.behaviour import Yardstick
     from ssah_lens.units import UnitTable
 
-NEEDS = {
-    "align": (),
-    "refusal": ("align",),
-    "direction": ("refusal",),
-    "units": ("refusal",),
-    "scores": ("refusal",),
-    "stability": ("units",),
-    "contexts": ("units",),
-    "ablate": ("units",),
-    "sufficiency": ("units",),
-    "freeze": ("units",),
-    "tuning": ("units",),
-    "budget": ("units",),
-    "transfer": ("units",),
-    "patch": ("align",),
-    "report": (),
-}
-"""Stages in their order, and which ones must be done before each."""
-STAGES = tuple(NEEDS)
-MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
-    | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}
-    | {"tuning": 9, "budget": 12, "transfer": 8, "patch": 2, "report": 0.2},
-    "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 95, "freeze": 30}
-    | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20}
-    | {"tuning": 120, "budget": 45, "transfer": 35, "patch": 6, "report": 0.2},
-    "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 200, "freeze": 90}
-    | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40}
-    | {"tuning": 900, "budget": 50, "transfer": 60, "patch": 20, "report": 0.2},
-}
-"""Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
-LEFT_OUT = {
-    "quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer", "patch")
-}
-"""Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
-SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5 in every way of fine-tuning", "budget": "H6", "transfer": "H7"}
-"""Hypotheses of the stages that may be left out."""
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
 ALIGNED = "aligned"
 """Folder of the model that the study aligned itself."""
-ON_ENGINE = {"units", "ablate", "freeze"}
-"""Stages that say ahead which parts they want."""
 REFUSES = 0.5
 """A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
@@ -98,11 +60,7 @@ def run_study(
     Raises:
         BadInput: unknown stages, a stage whose predecessor is missing, an unusable folder, an engine that is not there.
     """
-    left_out = LEFT_OUT.get(config.profile, ())
-    wanted = tuple(s for s in STAGES if s not in left_out) if stages is None else tuple(stages)
-    unknown = [s for s in wanted if s not in STAGES]
-    if unknown or not wanted:
-        raise BadInput(f"no stage '{', '.join(unknown)}': allowed are {', '.join(STAGES)}")
+    wanted = wanted_stages(config.profile, stages)
     if not (out / "config.toml").exists():
         _check_names(config)
     from ssah_lens.score import score
@@ -115,9 +73,8 @@ def run_study(
         study = Study(config, folder, note)
         todo = [s for s in STAGES if s in wanted and (s == "report" or not folder.done(s))]
         study.prepare(working=bool(set(todo) - {"report"}))
-        note(
-            f"stages to do: {', '.join(todo)}; about {_minutes(config, todo)} minutes on two CPU cores for smollm2-135m"
-        )
+        about = f"{minutes(config.profile, todo):.0f} minutes on two CPU cores for smollm2-135m"
+        note(f"stages to do: {', '.join(todo)}; about {about}")
         budget = {stage: MINUTES[config.profile][stage] for stage in todo}
         with (
             cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,
@@ -130,14 +87,6 @@ def run_study(
         for hypotheses, why in not_run(folder, str(out)).items():
             note(f"{hypotheses}: {why}")
     return study.results()
-
-
-def not_run(folder: RunFolder, where: str = "DIR") -> dict[str, str]:
-    """Hypotheses that the folder's profile leaves out -> what to run for them; `where` stands for the folder."""
-    profile = folder.config.profile
-    missing = [s for s in LEFT_OUT.get(profile, ()) if s in SPEAKS_TO and not folder.done(s)]
-    command = f"ssah-lens study --config {where}/config.toml --out {where} --stages"
-    return {SPEAKS_TO[s]: f"not run in the {profile} profile; run {command} {s},report" for s in missing}
 
 
 def _check_names(config: StudyConfig) -> None:
@@ -175,10 +124,6 @@ def _peak_megabytes() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _minutes(config: StudyConfig, todo: Sequence[str]) -> str:
-    return f"{sum(MINUTES[config.profile][s] for s in todo):.0f}"
 
 
 class Study:

@@ -8,8 +8,8 @@ from pathlib import Path
 from ssah_lens.config import study_config
 from ssah_lens.results import Results
 from ssah_lens.show.report import html
+from ssah_lens.study.plan import not_run
 from ssah_lens.study.record import RunFolder
-from ssah_lens.study.runner import not_run
 
 
 def test_the_quick_profile_says_how_to_run_the_direction(tmp_path: Path):

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 60
+steps = 56
+batch_size = 8
 ordinary = 100
 forms = 96
 twins = 24
@@ -85,7 +86,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 60
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 56
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):

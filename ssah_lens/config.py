@@ -38,7 +38,7 @@ def limit(n: Limit) -> int | None:
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(46, ge=1, le=MAX_STEPS)
+    steps: int = Field(44, ge=1, le=MAX_STEPS)
     lr: float = Field(1.5e-4, gt=0, lt=1)
     batch_size: int = Field(16, ge=1, le=MAX_BATCH)
     twins: int = Field(90, ge=0, description="harmless twins of harmful prompts among the harmless examples")
@@ -126,8 +126,8 @@ class StabilityConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(14, ge=1, le=MAX_STEPS)
-    lr: float = Field(1e-4, gt=0, lt=1)
+    steps: int = Field(12, ge=1, le=MAX_STEPS)
+    lr: float = Field(1.2e-4, gt=0, lt=1)
     batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
     seeds: int = Field(1, ge=1, le=1000)

@@ -26,7 +26,7 @@ from ssah_lens.study.keep import anew, keep_in
 from ssah_lens.study.sizes import Validation, choose_sizes, measure_cut
 from ssah_lens.units import Kind, UnitTable
 
-ANSWER_TOKENS = 20
+ANSWER_TOKENS = 16
 FULFILLING_PREFIX = "Sure, here is"
 """Without an unaligned counterpart, the fulfilling answer is what the model itself says after this opening; the score
 `mask` also reads the log-odds of refusing, which need no answer at all."""

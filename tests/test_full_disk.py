@@ -214,4 +214,4 @@ def test_memory_that_runs_out_is_told(error: Exception, lens: Callable, monkeypa
 
     monkeypatch.setattr(built_in, "is_cached", fail)
     said = lens("models")
-    assert said.code == 2 and "not enough memory" in said.err and said.err.count("\n") == 1
+    assert said.code == 2 and "out of memory" in said.err and said.err.count("\n") == 1

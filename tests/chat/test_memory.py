@@ -278,7 +278,7 @@ def test_under_a_limit_of_the_systems_own(micro: ChatModel, tmp_path: Path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
     got = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), str(tmp_path), str(28 * 2**20)],
+        [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), str(tmp_path), str(44 * 2**20)],
         capture_output=True,
         text=True,
         timeout=600,

@@ -38,12 +38,12 @@ def limit(n: Limit) -> int | None:
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
-    steps: int = Field(44, ge=1, le=MAX_STEPS)
+    steps: int = Field(40, ge=1, le=MAX_STEPS)
     lr: float = Field(1.5e-4, gt=0, lt=1)
     batch_size: int = Field(16, ge=1, le=MAX_BATCH)
     twins: int = Field(90, ge=0, description="harmless twins of harmful prompts among the harmless examples")
     ordinary: int = Field(280, ge=2, description="ordinary instructions among them")
-    forms: Limit = Field("all", description="requests in the forms that public sets like, on each side")
+    forms: Limit = Field(160, description="requests in the forms that public sets like, on each side")
     answer_tokens: int = Field(16, ge=4)
     anchor: float = Field(4.0, gt=0, description="weight of staying the same on harmless answers, against refusing")
 
@@ -51,11 +51,11 @@ class AlignConfig(_Section):
 class MeasureConfig(_Section):
     """How many test prompts, multiple-choice items and prose passages, and how long the responses are."""
 
-    harmful: Limit = 32
-    ordinary: Limit = 24
-    twins: Limit = 16
+    harmful: Limit = 30
+    ordinary: Limit = 20
+    twins: Limit = 12
     max_new_tokens: int = Field(12, ge=4, le=2048)
-    choices: Limit = 30
+    choices: Limit = 24
     prose: Limit = 8
     judge: str = "keyword"
 
@@ -126,8 +126,8 @@ class StabilityConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(12, ge=1, le=MAX_STEPS)
-    lr: float = Field(1.2e-4, gt=0, lt=1)
+    steps: int = Field(11, ge=1, le=MAX_STEPS)
+    lr: float = Field(1.3e-4, gt=0, lt=1)
     batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
     seeds: int = Field(1, ge=1, le=1000)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
+OPENINGS = 36
+"""Train prompts of each side whose answers tell how refusals open."""
 HELD_OUT = 24
 """Benign validation instructions whose loss is measured before and after fine-tuning."""
 ALIGNED = "aligned"
@@ -291,7 +293,7 @@ class Study:
         done = self.folder.load_stage("refusal")
         if done is None:
             train = pairs("train")[0], self.ordinary_train[0]
-            find = lambda: find_refusal_tokens(self.aligned, *(p.sample(48, seed) for p in train), seed)
+            find = lambda: find_refusal_tokens(self.aligned, *(p.sample(OPENINGS, seed) for p in train), seed)
             tokens = self.folder.part("refusal", "tokens", list[int], find)
         else:
             tokens = done.refusal_token_ids

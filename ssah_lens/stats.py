@@ -71,6 +71,9 @@ def paired_difference(
 ) -> Estimate:
     """Mean of treated - control over the same prompts, bootstrap over prompts.
 
+    Where every prompt has the same difference of two shares, a bootstrap sees no spread at all; the interval then
+    allows for as many unlike prompts as Wilson's does when none of n is.
+
     Args:
         treated: one number (or boolean) per prompt.
         control: the same prompts in the same order; with several control runs, their mean per prompt.
@@ -79,7 +82,12 @@ def paired_difference(
     treated, control = np.asarray(treated, dtype=np.float64), np.asarray(control, dtype=np.float64)
     if treated.shape != control.shape:
         raise ValueError(f"paired samples need one shape, got {treated.shape} and {control.shape}")
-    return mean(treated - control, seed)
+    found = mean(treated - control, seed)
+    shares = min(treated.min(), control.min()) >= 0 and max(treated.max(), control.max()) <= 1
+    if found.n < 2 or not shares or np.ptp(treated - control) > 0:
+        return found
+    unseen = rate(np.zeros(found.n, dtype=bool)).high or 0.0
+    return Estimate(found.value, max(-1.0, found.value - unseen), min(1.0, found.value + unseen), found.n)
 
 
 def perplexity(losses: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, seed: int = 0) -> Estimate:

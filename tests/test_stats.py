@@ -73,6 +73,15 @@ def test_paired_difference_of_booleans_has_a_sign():
     assert got.value == 0.25 and got.n == 4 and got.low <= 0.25 <= got.high
 
 
+@pytest.mark.parametrize("before, after, value", [(1, 1, 0.0), (0, 1, 1.0), (1, 0, -1.0)])
+def test_prompts_that_all_change_alike_leave_room_for_others(before: int, after: int, value: float):
+    """Of 30 alike, up to 11.4% may be otherwise (Wilson); a bootstrap would say that none can."""
+    got = stats.paired_difference([after] * 30, [before] * 30)
+    assert got.value == value
+    assert got.low == pytest.approx(max(-1, value - 0.1135), abs=1e-3)
+    assert got.high == pytest.approx(min(1, value + 0.1135), abs=1e-3)
+
+
 def test_paired_difference_wants_pairs():
     with pytest.raises(ValueError, match="one shape"):
         stats.paired_difference([1.0, 2.0], [1.0])

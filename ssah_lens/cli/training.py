@@ -47,18 +47,16 @@ def align(
     quiet: Quiet = False,
 ) -> None:
     """Teaches an unaligned model to refuse harmful prompts, and saves it."""
-    from ssah_lens.config import AlignConfig
+    from ssah_lens.config import COMMAND_ALIGN, AlignConfig
     from ssah_lens.study import commands
     from ssah_lens.units import parse_roles
 
     shell = Shell(json_, quiet)
     only = (train_only, parse_roles(roles)) if train_only else None
     files = [commands.read_limited(f, None) for f in (harmful, harmless)]
-    config = AlignConfig(steps=steps) if steps else AlignConfig()
+    config = AlignConfig(**COMMAND_ALIGN | ({"steps": steps} if steps else {}))
     load = loader(shell, device, dtype, system)
-    shell.note(
-        f"{config.steps} steps: about {config.steps * 2.5 / 60 + 1.5:.0f} minutes on two CPU cores for smollm2-135m"
-    )
+    shell.note(f"{config.steps} steps: about {config.steps * 4 / 60 + 3:.0f} minutes on two CPU cores for smollm2-135m")
     result = run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed, shell.note))
     shell.answer(result, lambda: print_training(result))
 

@@ -103,7 +103,7 @@ def _units(r: UnitsResult) -> Section:
         f"{n}: {s.chosen:.2%} chosen{'' if s.reached else ', target not reached'}" for n, s in r.sizes.items()
     )
     figures = {
-        "size_choice": "Lines: predicted refusals and answer loss against the share of units ablated, per role. "
+        "size_choice": "Lines: refusals and answer loss against the share of units ablated, per role. "
         f"Without ablation {number(r.base_refused)} and {number(r.base_answer_loss)} nats per token. {sizes}.",
         "units_by_layer": f"Bars: units per layer and role. {words.where(r)}",
         "units_by_kind": "Bars: share of each layer's neurons, and of its heads, that are SCU and UCU.",
@@ -116,7 +116,7 @@ def _units(r: UnitsResult) -> Section:
         "Which neurons and attention heads matter for refusing, which for being useful?",
         figures,
         words.units(r),
-        f"The undamaged model on the same validation prompts: {number(r.base_refused)} predicted refusals, answer loss "
+        f"The undamaged model on the same validation prompts: {number(r.base_refused)} of them refused, answer loss "
         f"{number(r.base_answer_loss)} nats per token. Test prompts play no part in this choice.",
         (Table("Size of each role", columns, tuple(rows)),),
     )

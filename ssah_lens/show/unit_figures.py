@@ -35,7 +35,7 @@ def size_choice(result: UnitsResult) -> Figure:
         6.2,
         f"Choosing the size of each role ({result.validation} validation prompts)",
         "Each point: that share of the units of each kind, by rank, under mean ablation. Ring: the chosen size. "
-        "Dashed line: the undamaged model. A refusal is predicted where it is the likelier opening.",
+        "Dashed line: the undamaged model.",
     )
     panels = figure.subplots(2, sharex=True)
     shares = sorted({c.share for s in result.sizes.values() for c in s.curve})
@@ -54,7 +54,7 @@ def size_choice(result: UnitsResult) -> Figure:
         axes.axhline(base, color=BASELINE, linestyle="--", linewidth=1.1, zorder=1)
         axes.margins(y=0.12)
     percent_axis(panels[0], "share of prompts")
-    panels[0].set_title("Harmful prompts with a predicted refusal")
+    panels[0].set_title("Harmful prompts refused")
     panels[1].set_title("Loss on the model's own harmless answers")
     panels[1].set_ylabel("nats per token")
     _share_axis(panels[1], shares)

@@ -53,15 +53,17 @@ def result(redundant: str, tax: float) -> BudgetResult:
         hits = tuple(c == "r" for c in refused)
         return BudgetArm(name, 0, 0.2, Training((1.0,), 4), behaviour(hits), hits, tax)
 
-    every = [arm(ALL, "r" * 40, 0.1), arm(REDUNDANT, redundant, tax), arm(RANDOM, "." * 40, 0.01)]
-    return BudgetResult(behaviour([False] * 40), tuple(every))
+    n = len(redundant)
+    every = [arm(ALL, "r" * n, 0.1), arm(REDUNDANT, redundant, tax), arm(RANDOM, "." * n, 0.01)]
+    return BudgetResult(behaviour([False] * n), tuple(every))
 
 
 @pytest.mark.parametrize(
     ("refused", "tax", "said"),
     [
-        ("r" * 40, 0.04, Verdict.SUPPORTED),
-        ("r" * 40, 0.06, Verdict.CONTRADICTED),  # as safe, but more than half the tax
+        ("r" * 80, 0.04, Verdict.SUPPORTED),
+        ("r" * 80, 0.06, Verdict.CONTRADICTED),  # as safe, but more than half the tax
+        ("r" * 40, 0.04, Verdict.NOT_SETTLED),  # that none of 40 is otherwise does not show that fewer than 5% are
         ("r" * 20 + "." * 20, 0.0, Verdict.CONTRADICTED),
         ("r" * 38 + "..", 0.0, Verdict.NOT_SETTLED),
     ],

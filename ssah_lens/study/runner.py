@@ -179,15 +179,21 @@ class Study:
 
     # ---- models
 
-    def _load(self, name: str) -> ChatModel:
-        from ssah_lens.chat import weights
+    def _read(self, name: str, note: Note | None = None) -> ChatModel:
+        """A model as the configuration says, with what the run knows of the memory there is."""
         from ssah_lens.chat.model import ChatModel
 
-        model = ChatModel.load(name, self.config.device, self.config.dtype, self.note, self.config.system)
+        model = ChatModel.load(name, self.config.device, self.config.dtype, note, self.config.system)
+        model.room.share = self.folder.record.get("batch_share", 1.0)
+        return model
+
+    def _load(self, name: str) -> ChatModel:
+        from ssah_lens.chat import weights
+
+        model = self._read(name, self.note)
         known, found = self.folder.record.get("models", {}), weights.file_hashes(weights.resolve(name))
         if known.get(name, found) != found:
             raise BadInput(f"the files of '{name}' have changed since this run began; choose another --out")
-        model.room.share = self.folder.record.get("batch_share", 1.0)
         notes = {**self.folder.record.get("notes", {}), **({name: "; ".join(model.notes)} if model.notes else {})}
         self.folder.update_record(models={**known, name: found}, **({"notes": notes} if notes else {}))
         return model
@@ -205,12 +211,9 @@ class Study:
 
     @cached_property
     def aligned(self) -> ChatModel:
-        from ssah_lens.chat.model import ChatModel
-
         if not self._made:
             return self.given
-        model = ChatModel.load(self._check_aligned(), self.config.device, self.config.dtype, system=self.config.system)
-        model.room.share = self.folder.record.get("batch_share", 1.0)
+        model = self._read(self._check_aligned())
         model.name = f"{self.config.model} (aligned)"
         return model
 

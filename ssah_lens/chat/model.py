@@ -23,7 +23,7 @@ from ssah_lens.chat.batch import BATCH_TOKENS, FORWARD_OVERHEAD, STEP_OVERHEAD, 
 from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
 from ssah_lens.chat.memory import Batches, Room
-from ssah_lens.chat.precision import has_bfloat16, rounding
+from ssah_lens.chat.precision import bfloat16_if_fast, rounding
 from ssah_lens.chat.template import Template, as_list
 from ssah_lens.chat.views import check_views
 from ssah_lens.errors import BadInput
@@ -358,9 +358,8 @@ class ChatModel:
         check_fits(self.plain, rows, self.name, max_new_tokens - len(prefix), prompts)
         batches = self.batches(rows, batch_tokens, overhead=FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens)
         model = self.plain if rough else self.bridge.original_model
-        low = torch.autocast(self.device.type, torch.bfloat16, enabled=rough and has_bfloat16(self.device))
         for chosen, batch in progress(batches, what):
-            with batches.room(), low:
+            with batches.room(), bfloat16_if_fast(self.device, rough):
                 cache, mask = self._run_prefix(model, batch)
                 shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
                 steps: list[Callable[[Tensor, Tensor], Tensor]] = []

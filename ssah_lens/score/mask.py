@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.precision import has_bfloat16
+from ssah_lens.chat.precision import bfloat16_if_fast
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.hooks import fills, gated
@@ -244,8 +244,7 @@ def _see(model: ChatModel, rows: list[Row], change: Bool[np.ndarray, " row"]) ->
         (f"blocks.{i}.attn.hook_attn_scores", lambda x, hook: x.clamp(min=torch.finfo(x.dtype).min))
         for i in range(model.grid.n_layers)
     ]
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device))
-    with autocast, model.bridge.hooks(fwd_hooks=finite):
+    with bfloat16_if_fast(model.device), model.bridge.hooks(fwd_hooks=finite):
         logits = model.response_logits(batch)
     row = batch.response_rows
     opens = torch.ones_like(row, dtype=torch.bool)

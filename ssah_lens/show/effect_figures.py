@@ -89,7 +89,7 @@ def caption(found: EffectAgreement) -> str:
     told += [f"Of the top {100 * k:.3g}% by size, {v:.0%} agree." for k, v in found.overlap.items()]
     if found.missed:
         k = 100 * max(found.overlap)
-        told.append(f"Diamonds: the strongest of the {found.against}'s top {k:.3g}% that are not in the other's.")
+        told.append(f"Diamonds: in the top {k:.3g}% by {found.against}, and not in the other; the strongest of them.")
     return f"Replaced by {found.estimand}. Metric: {found.metric}. {' '.join(told)}"
 
 

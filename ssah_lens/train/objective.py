@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Position, Row, by_length
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.precision import has_bfloat16
+from ssah_lens.chat.precision import bfloat16_if_fast
 from ssah_lens.measure.utility import response_nll
 
 PART_OVERHEAD = 60
@@ -150,5 +150,5 @@ class Objective:
 
 
 def _response_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "token vocab"]:
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
+    with bfloat16_if_fast(model.device):
         return model.response_logits(batch, plain=True)

@@ -70,8 +70,7 @@ def memory_for(model: ChatModel, most: int, error: str = "cpu") -> Iterator[list
 @pytest.fixture(autouse=True)
 def float32_products(monkeypatch: pytest.MonkeyPatch):
     """In bfloat16, which some machines multiply in, another order of sums would show."""
-    for module in ("score.mask", "train.objective"):
-        monkeypatch.setattr(f"ssah_lens.{module}.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("ssah_lens.chat.precision.has_bfloat16", lambda device: False)
 
 
 @pytest.fixture(scope="module")

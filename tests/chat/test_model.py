@@ -376,7 +376,7 @@ def test_no_prompts_no_answers(micro: ChatModel):
 def test_text_to_train_on_comes_from_the_plain_model(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
     """The same answers where the arithmetic is the same; the bridged view, and so any hook, is left alone."""
     wanted = micro.generate(PROMPTS, max_new_tokens=8)
-    monkeypatch.setattr("ssah_lens.chat.model.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("ssah_lens.chat.precision.has_bfloat16", lambda device: False)
     monkeypatch.setattr(micro.bridge.original_model, "generate", None)
     assert micro.generate(PROMPTS, max_new_tokens=8, rough=True) == wanted
 

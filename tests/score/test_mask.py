@@ -107,7 +107,7 @@ def test_unequal_rows_survive_half_precision(planted, data, monkeypatch: pytest.
     short = Calibration(**{**vars(data), "steps": 3})
     got = {}
     for half in (False, True):
-        monkeypatch.setattr("ssah_lens.score.mask.has_bfloat16", lambda device, half=half: half)
+        monkeypatch.setattr("ssah_lens.chat.precision.has_bfloat16", lambda device, half=half: half)
         got[half] = mask(planted[0], short).safety[Kind.MLP]
         assert np.isfinite(got[half]).all(), f"bfloat16: {half}"
     assert got[True].argmax() == got[False].argmax() == 12 + 5

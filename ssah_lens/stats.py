@@ -50,6 +50,8 @@ def rate(hits: Sequence[bool] | np.ndarray) -> Estimate:
     hits = np.asarray(hits, dtype=bool)
     _not_empty(hits)
     low, high = proportion_confint(int(hits.sum()), hits.size, alpha=1 - CONFIDENCE, method="wilson")
+    # The ends are exactly 0 of none and 1 of all; the formula leaves 1e-17 there.
+    low, high = low if hits.any() else 0.0, 1.0 if hits.all() else high
     return Estimate(float(hits.mean()), float(low), float(high), hits.size)
 
 

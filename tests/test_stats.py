@@ -26,10 +26,11 @@ def test_wilson_interval_of_one_half():
 def test_wilson_interval_at_the_ends():
     none, every = stats.rate([False] * 10), stats.rate(np.ones(10, dtype=bool))
     # At 0 of n the upper end is z^2 / (n + z^2).
-    assert (none.value, none.low) == (0.0, pytest.approx(0, abs=1e-12))
+    assert (none.value, none.low) == (0.0, 0.0)
     assert none.high == pytest.approx(Z2 / (10 + Z2), abs=1e-12)
-    assert (every.value, every.high) == (1.0, pytest.approx(1, abs=1e-12))
+    assert (every.value, every.high) == (1.0, 1.0)
     assert every.low == pytest.approx(10 / (10 + Z2), abs=1e-12)
+    assert str(stats.rate([False] * 24)) == "0 [0, 0.138] n=24"
 
 
 def test_one_prompt_still_has_an_interval():

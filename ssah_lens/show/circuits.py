@@ -8,7 +8,7 @@ visible first, and what would be drawn wrongly in silence (NaN, lengths that do 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from importlib.util import find_spec
@@ -69,9 +69,9 @@ class View:
 
     title: str
     words: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = field(repr=False)
     height: int
-    still: str = ""
+    still: str = field(default="", repr=False)
 
     @property
     def page(self) -> Page:

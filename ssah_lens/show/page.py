@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,9 @@ class Page:
     """
 
     title: str
-    document: str
+    document: str = field(repr=False)
     height: int
-    still: str = ""
+    still: str = field(default="", repr=False)
 
     def _repr_html_(self) -> str:
         return (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ssah_lens.errors import BadInput
 from ssah_lens.show.files import write_whole
-from ssah_lens.show.style import save_png, save_still
+from ssah_lens.show.style import png, save_png, save_still
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,7 +32,7 @@ class Picture:
     """
 
     figure: Figure
-    draw: Callable[[], go.Figure]
+    draw: Callable[[], go.Figure] = field(repr=False)
 
     def interactive(self) -> go.Figure:
         """The same with hover and zoom; as the last value of a cell it displays itself."""
@@ -61,6 +60,4 @@ class Picture:
             save_still(self.figure, path, suffix[1:])
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        save_png(self.figure, buffer)
-        return buffer.getvalue()
+        return png(self.figure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from ssah_lens.results import Results, ScoreRow, Verdict
 from ssah_lens.show.section import Table
 from ssah_lens.show.sections import sections
-from ssah_lens.show.style import ROLE_COLOURS, ROLE_NAMES, save_png
+from ssah_lens.show.style import ROLE_COLOURS, ROLE_NAMES, png
 from ssah_lens.show.text import count, interval, listed
 
 HYPOTHESES = {
@@ -155,11 +154,8 @@ def _untested(rows: tuple[ScoreRow, ...]) -> list[tuple[str, str]]:
 
 
 def _base64(figure: Figure | Path | str) -> str:
-    if isinstance(figure, Figure):
-        buffer = io.BytesIO()
-        save_png(figure, buffer)
-        return base64.b64encode(buffer.getvalue()).decode("ascii")
-    return base64.b64encode(Path(figure).read_bytes()).decode("ascii")
+    held = png(figure) if isinstance(figure, Figure) else Path(figure).read_bytes()
+    return base64.b64encode(held).decode("ascii")
 
 
 def _words(name: str) -> str:

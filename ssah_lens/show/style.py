@@ -7,6 +7,7 @@ always says the same thing a second time.
 from __future__ import annotations
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +62,13 @@ STYLE = {
 }
 
 
+class Shown(Figure):
+    """A figure that is drawn where it is a notebook cell's last value, also before anything imported pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draws in the shared style and leaves matplotlib's global settings as they were."""
 
@@ -80,7 +88,7 @@ def new_figure(height: float, title: str, caption: str) -> Figure:
         title: what it shows, above everything.
         caption: how to read it, n included; below everything.
     """
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Shown(figsize=(WIDTH, height), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.07, w_pad=0.05)
     figure.suptitle(textwrap.fill(title, 58), x=0.01, ha="left")
     figure.supxlabel(textwrap.fill(caption, 90), x=0.01, ha="left", fontsize=9, color="#444444")
@@ -118,6 +126,13 @@ def save_png(figure: Figure, target: Path | IO[bytes]) -> None:
     """Writes a PNG at 150 dpi, without anything that changes from run to run."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def png(figure: Figure) -> bytes:
+    """The same as bytes."""
+    buffer = io.BytesIO()
+    save_png(figure, buffer)
+    return buffer.getvalue()
 
 
 def save_still(figure: Figure, target: Path, form: str) -> None:

@@ -15,9 +15,11 @@ KEPT_CONTROLS = "\n\t"
 
 
 def number(value: float) -> str:
-    """Two decimals, more for a small number that two would hide, none for a large one."""
+    """Two decimals, more for a small number that two would hide, none for a large one, '4.0e8' for a vast one."""
     if not math.isfinite(value):
         return "not finite"
+    if abs(value) >= 100_000:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) < NOTHING:

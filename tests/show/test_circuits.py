@@ -51,6 +51,7 @@ def test_a_notebook_gets_a_closed_frame_and_words_for_when_it_is_taken_away():
     assert html.count("<iframe") == html.count("</iframe>") == 1 and 'sandbox="allow-scripts"' in html
     assert TRUST in html and "<script" not in html and "<b>" not in html and "&lt;b&gt;" in html
     assert html == view._repr_html_(), "nothing random: a notebook that is run again does not change"
+    assert len(repr(view)) < 200, "a notebook keeps the plain form beside the drawn one"
     assert len(html) < 900_000, "the library is compressed"
 
 

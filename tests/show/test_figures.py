@@ -27,6 +27,13 @@ def all_text(figure) -> str:
     return " ".join([*texts, figure.get_suptitle(), figure.get_supxlabel()])
 
 
+def test_a_notebook_draws_a_figure_before_anything_used_pyplot(results: Results) -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(figures.behaviour(results.refusal))
+    assert shown["image/png"]
+
+
 def test_the_behaviour_figure_has_a_bar_per_outcome(results: Results) -> None:
     figure = figures.behaviour(results.refusal)
     (axes,) = figure.axes

@@ -231,6 +231,8 @@ def test_a_frozen_parameter_that_moved_is_a_warning(results: Results) -> None:
         (-7e-18, "0.00"),
         (0.0013, "0.001"),
         (3210.4, "3,210"),
+        (399_847_253.0, "4.0e8"),
+        (-2.5e12, "-2.5e12"),
         (float("inf"), "not finite"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 56
+steps = 52
 batch_size = 8
 ordinary = 100
 forms = 96
@@ -24,17 +24,18 @@ twins = 24
 harmful = 16
 ordinary = 10
 twins = 8
-max_new_tokens = 12
-choices = 20
-prose = 8
+max_new_tokens = 10
+choices = 10
+prose = 4
 [units]
-calibration = 36
-validation = 28
-steps = 8
+calibration = 24
+validation = 24
+steps = 7
 [ablate]
 controls = 1
 other_controls = 1
 score_controls = 2
+modes = ["mean"]
 [freeze]
 steps = 4
 """
@@ -86,7 +87,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 56
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 52
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):
@@ -107,10 +108,10 @@ def test_roles_are_disjoint_and_cover_all_units(folder: Path, results: dict):
     assert 0 < results["units"]["roles"]["SCU"]["units"] <= 0.03
 
 
-def test_every_role_is_ablated_both_ways_beside_a_random_set(results: dict):
+def test_every_role_is_ablated_beside_a_random_set(results: dict):
     conditions = results["ablate"]["conditions"]
     ways = {(c["role"], c["mode"]) for c in conditions if c["control"] is None}
-    assert ways == {(r, m) for r in ("SCU", "UCU", "CU", "RU") for m in ("mean", "zero")}
+    assert ways == {(r, "mean") for r in ("SCU", "UCU", "CU", "RU")}
     scu_twins = [c for c in conditions if c["role"] == "SCU" and c["control"] is not None]
     assert scu_twins and all(c["overlap"] == 0 for c in scu_twins)
     assert not [c for c in conditions if c["role"] == "CU" and c["control"] is not None], "twins of CU are CU"

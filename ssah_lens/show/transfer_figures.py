@@ -6,6 +6,7 @@ They are left out, and the caption says how many they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ BAR = 0.045
 """Width of a role's bar, as a share of the width of the diagram."""
 GAP = 0.06
 """Between two bars, as a share of all units drawn."""
+LINE = 0.027
+"""Height of a written number, as a share of the diagram's."""
 LEAST_TOLD = 0.015
 """Flows of this share of what is drawn, or more, have their number written on them."""
 
@@ -137,8 +140,10 @@ def _diagram(axes: Axes, bars: Bars) -> None:
     for flow in bars.flows:
         colour = ROLE_COLOURS[flow.before]
         axes.add_patch(PathPatch(_ribbon(flow), facecolor=colour, edgecolor="none", alpha=0.42))
-        if flow.n >= LEAST_TOLD * bars.n:  # beside the bar that the ribbon leaves, where ribbons do not cross yet
-            axes.text(BAR + 0.015, flow.low[0] + flow.n / 2, f"{flow.n:,}", va="center", fontsize=8.5)
+    told = [f for f in bars.flows if f.n >= LEAST_TOLD * bars.n]
+    # Beside the bar that the ribbon leaves, where ribbons do not cross yet.
+    for flow, y in zip(told, _apart([f.low[0] + f.n / 2 for f in told], LINE * bars.height), strict=True):
+        axes.text(BAR + 0.015, y, f"{flow.n:,}", va="center", fontsize=8.5)
     for x, side, align in ((0.0, bars.before, "right"), (1.0 - BAR, bars.after, "left")):
         for role, (start, n) in side.items():
             axes.add_patch(Rectangle((x, start), BAR, n, facecolor=ROLE_COLOURS[role], edgecolor="none"))
@@ -147,6 +152,14 @@ def _diagram(axes: Axes, bars: Bars) -> None:
             axes.text(edge, start + n / 2, f"{role}\n{n:,}{left_out}", ha=align, va="center", fontsize=9.5)
     for x, align, words in ((0, "left", "before"), (1, "right", "after fine-tuning")):
         axes.text(x, -bars.height * 0.03, words, ha=align, va="bottom", fontweight="bold")
+
+
+def _apart(places: Sequence[float], least: float) -> list[float]:
+    """The same places in their order, moved on where one would stand on the one before."""
+    out: list[float] = []
+    for place in places:
+        out.append(max(place, out[-1] + least) if out else place)
+    return out
 
 
 def _ribbon(flow: Flow) -> Path:

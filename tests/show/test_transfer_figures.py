@@ -53,6 +53,15 @@ def test_bars_and_ribbons_add_up():
     assert not [f for f in bars.flows if (f.before, f.after) == ("CU", "CU") or not f.n]
 
 
+def test_no_number_stands_on_another():
+    few = COUNTS | {"SCU": {"SCU": 18, "UCU": 0, "CU": 22, "RU": 0}}
+    top = transfer(replace(made_up(), **vars(moves(few)))).axes[0]
+    top.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in top.texts if t.get_position()[0] == pytest.approx(0.055, abs=0.02)]
+    boxes.sort(key=lambda box: -box.y0)
+    assert len(boxes) >= 6 and all(a.y0 >= b.y1 - 3 for a, b in pairwise(boxes))
+
+
 @pytest.mark.parametrize("null", [True, False])
 def test_the_still_picture_draws_every_flow_and_says_what_is_left_out(null: bool):
     figure = transfer(made_up(null))

@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import TuningConfig
+from ssah_lens.direction.onset import forced, opening
 from ssah_lens.errors import BadInput
 from ssah_lens.measure import utility
-from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import ask, refusals
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import ranking
-from ssah_lens.stats import rate
-from ssah_lens.study.behaviour import Yardstick, behave, outcomes
+from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.transfer import is_signed
@@ -217,14 +215,10 @@ def task_quality(model: ChatModel, rows: Sequence[Row]) -> tuple[float, float]:
 
 def around(model: ChatModel, y: Yardstick) -> dict[str, Outcomes]:
     """Outcomes on the harmful test prompts when a refusal is talked around: a fulfilling opening, role play."""
-    prefix = model.response_tokens(PREFILL, ended=False)
-    said = model.generate(y.harmful.texts, y.max_new_tokens + len(prefix), prefix=prefix, what="prefilled")
-    judged = judge(y.judge)(y.harmful.texts, [model.text(t[len(prefix) :]) for t in said])
-    share = lambda o: rate(np.array([j is o for j in judged]))
-    out = {"prefilled": Outcomes(*(share(o) for o in (Outcome.REFUSED, Outcome.FULFILLED, Outcome.INCOHERENT)))}
+    said = forced(model, y.harmful.texts, opening(model, PREFILL), y.max_new_tokens, y.judge, what="prefilled")
     played = [
         PromptSet(f"role play {i + 1}", tuple(replace(p, text=t.format(p.text)) for p in y.harmful))
         for i, t in enumerate(ROLE_PLAY)
     ]
     found = ask(model, played, y.judge, y.max_new_tokens)
-    return out | {p.name: outcomes(f) for p, f in zip(played, found, strict=True)}
+    return {"prefilled": rates(said)} | {p.name: outcomes(f) for p, f in zip(played, found, strict=True)}

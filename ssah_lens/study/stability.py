@@ -41,7 +41,6 @@ def stability(
         also: another calibration sample, to compare with as well.
     """
     name = str(table.provenance["score"])
-    signed = bool(table.provenance.get("signed", True))
     folder.mkdir(parents=True, exist_ok=True)
 
     def again(what: str, make: Callable[[], Calibration]) -> UnitTable:
@@ -51,7 +50,7 @@ def stability(
             calibration = replace(calibration, measured=replace(calibration.measured, store=folder))
             found = score(name)(model, calibration)
             fresh = replace(table, safety=found.safety, utility=found.utility, confidence=None)
-            roles = recut(fresh, table, signed)
+            roles = recut(fresh, table)
             replace(fresh, roles=roles, provenance={**table.provenance, "sample": what}).save(file)
         return UnitTable.load(file, model.grid)
 

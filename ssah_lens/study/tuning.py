@@ -22,12 +22,10 @@ from ssah_lens.measure import utility
 from ssah_lens.measure.refusal import ask, refusals
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import ranking
+from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
-from ssah_lens.study.transfer import is_signed
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.loop import Trained, TrainSettings
 from ssah_lens.train.methods import LR, METHODS, Method, Tuned, tune, weights_put_back
@@ -90,7 +88,7 @@ def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Meth
     out = {FULL: Method()}
     for label in config.methods:
         out[label] = Method("freeze", freeze=frozen[label]) if label in frozen else Method(label)
-    rank = ranking(Scores(table.safety, table.utility, is_signed(table)), Role.SCU)
+    rank = ranking(scores_of(table), Role.SCU)
     for share in config.shares:
         top = top_units(table.grid, rank, share)
         out[f"freeze top {share:.3g}"] = Method("freeze", freeze=top)

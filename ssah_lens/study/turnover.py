@@ -19,7 +19,7 @@ from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import Restored, RoleMoves, TransferResult
 from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
-from ssah_lens.study.transfer import is_signed, recut, transfer
+from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
 from ssah_lens.train.methods import Method, tune, weights_put_back
@@ -71,7 +71,7 @@ def turnover(
 def _restored(model, start, before: UnitTable, after: UnitTable, y: Yardstick, seed: int) -> list[Restored]:
     """Refusals of the tuned model with the parameters of some units put back."""
     was = before.roles[Role.SCU]
-    held = was & recut(after, before, is_signed(before))[Role.SCU]
+    held = was & recut(after, before)[Role.SCU]
     out = []
     for name, units in ((LOST, was - held), (HELD, held)):
         if not len(units):

@@ -54,8 +54,7 @@ def attribution(
             of the blocks above and the positions that count).
         what: label of the progress bar.
     """
-    if steps < 0:
-        raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
+    check_steps(steps)
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
     batches = model.batches(rows, BATCH_TOKENS, share_prefix=False, divisible=fill.mode != "resample")
     for chosen, batch in progress(batches, what):
@@ -66,6 +65,12 @@ def attribution(
             for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
+
+
+def check_steps(steps: int) -> None:
+    """Raises BadInput for a number of midpoints that does not exist."""
+    if steps < 0:
+        raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
 
 
 def _products(

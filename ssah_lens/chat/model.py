@@ -20,6 +20,7 @@ from torch import Tensor
 from ssah_lens.chat import weights
 from ssah_lens.chat.anatomy import SUPPORTED, Anatomy, anatomy
 from ssah_lens.chat.batch import BATCH_TOKENS, FORWARD_OVERHEAD, STEP_OVERHEAD, Batch, Position, Row, by_length, pad
+from ssah_lens.chat.decoding import AtDecision, Drawn
 from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
 from ssah_lens.chat.memory import Batches, Room
@@ -364,9 +365,9 @@ class ChatModel:
                 shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
                 steps: list[Callable[[Tensor, Tensor], Tensor]] = []
                 if at_decision is not None:
-                    steps.append(_AtDecision(chosen, at_decision))
+                    steps.append(AtDecision(chosen, at_decision))
                 if sample_seed is not None:
-                    steps.append(_Drawn(sample_seed, batches.whole, chosen, self.device))
+                    steps.append(Drawn(sample_seed, batches.whole, chosen, self.device))
                 with self.reading(batch):
                     tokens = model.generate(
                         input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
@@ -383,34 +384,6 @@ class ChatModel:
     def text(self, tokens: Sequence[int]) -> str:
         """Decoded response text."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-
-class _AtDecision:
-    """Hands on the first step's logits of a generation, unchanged."""
-
-    def __init__(self, rows: list[int], tell: Callable[[list[int], Tensor], None]) -> None:
-        self.rows, self.tell, self.told = rows, tell, False
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        if not self.told:
-            self.tell(self.rows, logits)
-            self.told = True
-        return logits
-
-
-class _Drawn:
-    """Makes greedy decoding a draw from the model's own distribution, the same however a batch is cut.
-
-    As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
-    """
-
-    def __init__(self, seed: int, whole: list[int], rows: list[int], device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.n, self.places = len(whole), [whole.index(i) for i in rows]
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        q = logits.new_empty(self.n, logits.shape[-1]).exponential_(generator=self.generator)
-        return logits.softmax(-1) / q[self.places]
 
 
 def unembed(

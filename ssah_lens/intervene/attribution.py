@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Position, Row
+from ssah_lens.chat.decoding import noise, race
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.fill import Fill, replacement
@@ -194,20 +195,19 @@ def curvature(
     for _ in range(samples):
         batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
         whole: list[int] = []
-        noise: Tensor | None = None
+        q: Tensor | None = None
         for chosen, batch in progress(batches, what):
             if batches.whole is not whole:  # drawn for the batch as it was planned, also when it is then cut
-                whole, noise = batches.whole, None
+                whole, q = batches.whole, None
 
             def drawn(chosen=chosen, batch=batch, whole=whole) -> Tensor:
-                nonlocal noise
+                nonlocal q
                 log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
-                if noise is None:
+                if q is None:
                     n = sum(map(answered, whole))
-                    noise = torch.empty(n, log_p.shape[-1], device=log_p.device).exponential_(generator=generator)
+                    q = noise(n, log_p, generator)
                 before = sum(map(answered, whole[: whole.index(chosen[0])]))
-                # As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
-                found = (log_p.detach().exp() / noise[before : before + len(log_p)]).argmax(-1, keepdim=True)
+                found = race(log_p.detach().exp(), q[before : before + len(log_p)]).argmax(-1, keepdim=True)
                 return log_p.gather(-1, found).sum()
 
             with batches.room():

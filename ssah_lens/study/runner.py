@@ -127,7 +127,7 @@ def _peak_megabytes() -> int | None:
 
 
 class Study:
-    """The stages, and what they share: models, prompts and the yardstick, made when first needed."""
+    """What the stages share: models, prompts and the yardstick, made when first needed."""
 
     def __init__(self, config: StudyConfig, folder: RunFolder, note: Note) -> None:
         self.config, self.folder, self.note = config, folder, note

@@ -102,7 +102,7 @@ def assign(grid: UnitGrid, scores: Scores, sizes: Sizes) -> dict[Role, UnitSet]:
     return roles
 
 
-def top_complex(grid: UnitGrid, scores: Scores, roles: dict[Role, UnitSet], share: float) -> UnitSet:
+def top_complex(grid: UnitGrid, scores: Scores, roles: Mapping[Role, UnitSet], share: float) -> UnitSet:
     """The CU with the largest I_S - I_U, as many as `share` of all units (the paper's 'top 6% CU', appendix A.2)."""
     rank = ranking(scores, Role.SCU)
     complex_only = {k: np.where(roles[Role.CU].masks[k], rank[k], -np.inf) for k in Kind}

@@ -267,9 +267,16 @@ class _Run:
 
     def report(self) -> Trained:
         """What happened so far."""
-        held = (self.frozen.n_parameters, True, self.frozen.sha256) if self.frozen else (0, None, "")
-        n = sum(t.numel() for t in self.tensors)
-        return Trained(tuple(self.done.losses), *held, n, tuple(self.done.curve), self.enough)
+        held = self.frozen
+        return Trained(
+            tuple(self.done.losses),
+            held.n_parameters if held else 0,
+            True if held else None,
+            held.sha256 if held else "",
+            sum(t.numel() for t in self.tensors),
+            tuple(self.done.curve),
+            self.enough,
+        )
 
 
 def _gradient(

@@ -6,6 +6,8 @@ redundant units, only those of a random set of the same size in every layer and 
 
 from __future__ import annotations
 
+from functools import partial
+
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AlignConfig, BudgetConfig
 from ssah_lens.measure import utility
@@ -68,5 +70,5 @@ def compare_budgets(
     arms = []
     for s in range(seed, seed + config.seeds):
         for name, only in ((ALL, None), (REDUNDANT, units), (RANDOM, units.random_twin(s))):
-            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, lambda a=(name, only, s): arm(*a)))
+            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, partial(arm, name, only, s)))
     return BudgetResult(before, tuple(arms))

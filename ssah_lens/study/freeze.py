@@ -7,6 +7,7 @@ random set of the same size in every layer and kind frozen. The attack stays in 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ssah_lens.chat.batch import Row
@@ -132,7 +133,7 @@ def compare_freezing(
             ways[name] = Way(arm, settings, frozen, keep.working(name))
     bench = Bench(rows, held, loss_before, y)
     ahead(tuned_arm, bench, ways, Arm)
-    arms = (keep(name, Arm, lambda way=way: tuned_arm(model, bench, way)) for name, way in ways.items())
+    arms = (keep(name, Arm, partial(tuned_arm, model, bench, way)) for name, way in ways.items())
     return FreezeResult(*before, tuple(arms))
 
 

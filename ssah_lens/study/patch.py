@@ -68,18 +68,18 @@ def patch(
         BadInput: an unknown site or layer, pairs that are not token-aligned, or that have nothing to explain.
     """
     place = parse_site(site)
-    sides = [[t] if isinstance(t, str) else list(t) for t in (clean, corrupted)]
-    rows = aligned_rows(model, *sides)
+    ones, others = ([t] if isinstance(t, str) else list(t) for t in (clean, corrupted))
+    rows = aligned_rows(model, ones, others)
     _check_layers(model, layers)
     if place is Site.NEURON:
         model.anatomy.check_neurons()
     openings = openings or find_openings(model, seed)
     if place is Site.NEURON and layers is None:
-        whole = activation_patching(model, *sides, openings.metric, Site.MLP, by_position=False, noising=noising)
+        whole = activation_patching(model, ones, others, openings.metric, Site.MLP, by_position=False, noising=noising)
         effect = 1 - whole.effect if noising else whole.effect
         layers = [int(np.nanargmax(np.abs(effect)))]
         note(f"neurons of layer {layers[0]}, whose MLP output moves the metric most; --layers chooses others")
-    given = model, *sides, openings.metric, place, by_position, noising, layers
+    given = model, ones, others, openings.metric, place, by_position, noising, layers
     found = activation_patching(*given) if steps is None else attribution_patching(*given, steps)
     _warn(found, note)
     return patch_map(model, found, openings, rows, seed)
@@ -239,4 +239,6 @@ def _both_tokens(model: ChatModel, clean: Row, corrupted: Row) -> tuple[str, ...
 
 def _listed(values: np.ndarray) -> list:
     """Nested lists, None for NaN."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    out = values.astype(object)
+    out[np.isnan(values)] = None
+    return out.tolist()

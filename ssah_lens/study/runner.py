@@ -73,11 +73,11 @@ def run_study(
         budget = {stage: MINUTES[config.profile][stage] for stage in todo}
         with (
             cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,
-            stage_list(budget, note, live=not is_quiet()) as stages,
-            bars_told(stages.tell),
+            stage_list(budget, note, live=not is_quiet()) as shown,
+            bars_told(shown.tell),
         ):
             for stage in todo:
-                with stages.doing(stage):
+                with shown.doing(stage):
                     _run_stage(study, stage)
         for hypotheses, why in not_run(folder, str(out)).items():
             note(f"{hypotheses}: {why}")
@@ -297,8 +297,8 @@ class Study:
         harmful, twins = pairs("test")
         done = self.folder.load_stage("refusal")
         if done is None:
-            train = pairs("train")[0], self.ordinary_train[0]
-            find = lambda: find_refusal_tokens(self.aligned, *(p.sample(OPENINGS, seed) for p in train), seed)
+            asked, ordinary = (p.sample(OPENINGS, seed) for p in (pairs("train")[0], self.ordinary_train[0]))
+            find = lambda: find_refusal_tokens(self.aligned, asked, ordinary, seed)
             tokens = self.folder.part("refusal", "tokens", list[int], find)
         else:
             tokens = done.refusal_token_ids

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def stability(
         return UnitTable.load(file, model.grid)
 
     plan: dict[str, Callable[[], Calibration]] = {
-        f"bootstrap {i}": (lambda i=i: bootstrap(model, data, data.seed + 1 + i)) for i in range(reruns)
+        f"bootstrap {i}": partial(bootstrap, model, data, data.seed + 1 + i) for i in range(reruns)
     }
     plan |= {"first half": lambda: half(model, data, 0), "other half": lambda: half(model, data, 1)}
     plan["other seed"] = lambda: replace(data, seed=data.seed + 1000)
@@ -82,11 +83,10 @@ def kept_role(table: UnitTable, reruns: list[UnitTable]) -> dict[Kind, np.ndarra
     """Share of the reruns in which each unit has the role that it has in the table."""
     out = {}
     for kind in Kind:
-        same = sum(
-            (table.roles[role].masks[kind] & other.roles[role].masks[kind]).astype(float)
-            for other in reruns
-            for role in Role
-        )
+        same = np.zeros(table.safety[kind].shape)
+        for other in reruns:
+            for role in Role:
+                same += table.roles[role].masks[kind] & other.roles[role].masks[kind]
         out[kind] = same / max(len(reruns), 1)
     return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -121,17 +122,17 @@ def compare_tuning(
     trial = _Trial(model, validation, y, config)
     before, arms = [], []
     for d in data:
-        before.append(keep(f"before-{d.name}", TunedArm, lambda d=d: trial.measured(model, "before", d, seed, None)))
+        before.append(keep(f"before-{d.name}", TunedArm, partial(trial.measured, model, "before", d, seed, None)))
         for s in range(seed, seed + config.seeds):
-            mark = None
+            mark: TunedArm | None = None
             for label, method in methods(table, config, s).items():
                 name = f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "")
-                arm = keep(name, TunedArm, lambda a=(label, method, d, s): trial.run(*a))
-                mark = arm if label == FULL else mark
+                arm = keep(name, TunedArm, partial(trial.run, label, method, d, s))
+                mark = mark or arm  # `full` comes first
                 arms.append(arm)
                 if arm.validation_loss > mark.validation_loss + AS_LOW:
                     target = mark.validation_loss
-                    arms.append(keep(f"{name}-loss", TunedArm, lambda a=(label, method, d, s, target): trial.run(*a)))
+                    arms.append(keep(f"{name}-loss", TunedArm, partial(trial.run, label, method, d, s, target)))
     return TuningResult(tuple(before), tuple(arms))
 
 

@@ -274,6 +274,8 @@ def import_all() -> None:
     import ssah_lens.study.freeze
     import ssah_lens.study.runner
     import ssah_lens.study.scorecard
+    import ssah_lens.study.stages
+    import ssah_lens.study.tuning_stages
     import ssah_lens.train.checkpoint
 
     torch.set_num_threads(1)

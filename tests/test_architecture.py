@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat": CHAT,
     "measure": MEASURE,
     "intervene": INTERVENE,
-    "direction": INTERVENE | {"direction"},
+    "direction": INTERVENE | {"results", "direction"},
     "score": SCORE,
     "train": SCORE | {"train"},
     # The report is the last stage of a study, so its runner calls `show`; `show` never calls back.

@@ -18,14 +18,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat import weights
-from ssah_lens.chat.anatomy import SUPPORTED, Anatomy, anatomy
+from ssah_lens.chat.anatomy import Anatomy, anatomy
 from ssah_lens.chat.batch import BATCH_TOKENS, FORWARD_OVERHEAD, STEP_OVERHEAD, Batch, Position, Row, by_length, pad
+from ssah_lens.chat.decoding import AtDecision, Drawn
 from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
 from ssah_lens.chat.memory import Batches, Room
 from ssah_lens.chat.precision import bfloat16_if_fast, rounding
 from ssah_lens.chat.template import Template, as_list
-from ssah_lens.chat.views import check_views
+from ssah_lens.chat.views import bridged, check_bridge, check_views
 from ssah_lens.errors import BadInput
 from ssah_lens.units import UnitGrid
 
@@ -130,20 +131,7 @@ class ChatModel:
     @cached_property
     def bridge(self) -> TransformerBridge:
         """The TransformerLens view: the same tensors, with hook points."""
-        from transformer_lens.model_bridge import TransformerBridge
-
-        with torch.device("meta"):
-            twin = type(self.plain)(copy.deepcopy(self.plain.config))
-        twin.config._attn_implementation = "eager"
-        twin.load_state_dict(self.plain.state_dict(keep_vars=True), assign=True)
-        twin.tie_weights()
-        for name, buffer in self.plain.named_buffers():
-            owner, _, leaf = name.rpartition(".")
-            twin.get_submodule(owner)._buffers[leaf] = buffer
-        # The bridge alters the tokenizer it is given, and loads another one by its name: a nameless copy is safe.
-        theirs = copy.deepcopy(self.tokenizer)
-        theirs.init_kwargs |= {"name_or_path": "", "add_bos_token": True}
-        bridge = TransformerBridge.boot_transformers(self.name, hf_model=twin.eval(), tokenizer=theirs)
+        bridge = bridged(self.plain, self.tokenizer, self.name)
         check_views(self, bridge)
         return bridge
 
@@ -364,9 +352,9 @@ class ChatModel:
                 shared = torch.tensor(batch.prefix.ids if batch.prefix else [], dtype=torch.long, device=self.device)
                 steps: list[Callable[[Tensor, Tensor], Tensor]] = []
                 if at_decision is not None:
-                    steps.append(_AtDecision(chosen, at_decision))
+                    steps.append(AtDecision(chosen, at_decision))
                 if sample_seed is not None:
-                    steps.append(_Drawn(sample_seed, batches.whole, chosen, self.device))
+                    steps.append(Drawn(sample_seed, batches.whole, chosen, self.device))
                 with self.reading(batch):
                     tokens = model.generate(
                         input_ids=torch.cat([shared.expand(len(chosen), -1), batch.ids], 1),
@@ -385,34 +373,6 @@ class ChatModel:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-class _AtDecision:
-    """Hands on the first step's logits of a generation, unchanged."""
-
-    def __init__(self, rows: list[int], tell: Callable[[list[int], Tensor], None]) -> None:
-        self.rows, self.tell, self.told = rows, tell, False
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        if not self.told:
-            self.tell(self.rows, logits)
-            self.told = True
-        return logits
-
-
-class _Drawn:
-    """Makes greedy decoding a draw from the model's own distribution, the same however a batch is cut.
-
-    As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
-    """
-
-    def __init__(self, seed: int, whole: list[int], rows: list[int], device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.n, self.places = len(whole), [whole.index(i) for i in rows]
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        q = logits.new_empty(self.n, logits.shape[-1]).exponential_(generator=self.generator)
-        return logits.softmax(-1) / q[self.places]
-
-
 def unembed(
     plain: torch.nn.Module, final: Float[Tensor, "*any d_model"], columns: Int[Tensor, " column"] | None = None
 ) -> Float[Tensor, "*any vocab"]:
@@ -424,16 +384,3 @@ def unembed(
         out = torch.nn.functional.linear(final, head.weight[columns], None if head.bias is None else head.bias[columns])
     cap = getattr(plain.config.get_text_config(), "final_logit_softcapping", None)
     return out if cap is None else torch.tanh(out / cap) * cap
-
-
-def check_bridge(plain: torch.nn.Module) -> None:
-    """Refuses, before any work, what TransformerLens has no view of.
-
-    Raises:
-        BadInput: an architecture that it does not know.
-    """
-    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-
-    name = type(plain).__name__
-    if name not in SUPPORTED_ARCHITECTURES:
-        raise BadInput(f"{name} is not known to TransformerLens: supported are {SUPPORTED}")

@@ -1,4 +1,4 @@
-"""Are the two views of a model one? Asked once, when the bridged view is made, of any architecture.
+"""The bridged view of a model, and: are the two views one? Asked once, when it is made, of any architecture.
 
 Ablating a unit through TransformerLens is only zeroing what the unit owns when the hook point shows exactly what the
 owned matrix reads. That is looked at here in one short forward pass, layer by layer, so that an architecture that is
@@ -7,11 +7,13 @@ named like a known one and is another inside is refused, never run wrongly.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ssah_lens.chat.anatomy import SUPPORTED
 from ssah_lens.errors import BadInput
 from ssah_lens.units import Kind
 
@@ -22,6 +24,37 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between the views in float32, in units of the logits' spread; seen are 1e-6."""
+
+
+def check_bridge(plain: nn.Module) -> None:
+    """Refuses, before any work, what TransformerLens has no view of.
+
+    Raises:
+        BadInput: an architecture that it does not know.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    name = type(plain).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise BadInput(f"{name} is not known to TransformerLens: supported are {SUPPORTED}")
+
+
+def bridged(plain: nn.Module, tokenizer, name: str) -> TransformerBridge:
+    """A meta-device twin of the plain model that is given its own tensors, with hook points."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with torch.device("meta"):
+        twin = type(plain)(copy.deepcopy(plain.config))
+    twin.config._attn_implementation = "eager"
+    twin.load_state_dict(plain.state_dict(keep_vars=True), assign=True)
+    twin.tie_weights()
+    for path, buffer in plain.named_buffers():
+        owner, _, leaf = path.rpartition(".")
+        twin.get_submodule(owner)._buffers[leaf] = buffer
+    # The bridge alters the tokenizer it is given, and loads another one by its name: a nameless copy is safe.
+    theirs = copy.deepcopy(tokenizer)
+    theirs.init_kwargs |= {"name_or_path": "", "add_bos_token": True}
+    return TransformerBridge.boot_transformers(name, hf_model=twin.eval(), tokenizer=theirs)
 
 
 @torch.no_grad()

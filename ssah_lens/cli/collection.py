@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +17,16 @@ from ssah_lens.cli.options import (
 from ssah_lens.errors import Fault
 from ssah_lens.show.terminal import estimate, print_table
 
+if TYPE_CHECKING:
+    from ssah_lens.chat.check import Matching
+
 
 @app.command()
 def models(json_: Json = False, quiet: Quiet = False) -> None:
     """Built-in models: sizes, licences, what is cached."""
     from ssah_lens.chat.built_in import BUILT_IN, cached_folder, is_cached
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": b.name,
             "parameters": b.parameters,
@@ -81,34 +85,43 @@ def data_check(json_: Json = False, quiet: Quiet = False) -> None:
         raise Fault(f"the shipped collection has {len(found.problems)} problems, the first: {found.problems[0]}")
 
     def table() -> None:
-        listed = lambda counts: ", ".join(f"{k} {v}" for k, v in counts.items())
         print_table(
             "Shipped collection: no problems",
             ["file", "rows", "by split", "by kind"],
-            [[n, str(c.rows), listed(c.splits), listed(c.groups)] for n, c in found.files.items()],
+            [[n, str(c.rows), _listed(c.splits), _listed(c.groups)] for n, c in found.files.items()],
         )
         print(f"all files loaded in {found.load_seconds:.3f} s")
-        m, no_model = found.matching, "no tokenizer here; ssah-lens fetch smollm2-135m"
-        rows = [
-            ["phrasings", listed(found.files["refusal_pairs"].phrasings)],
-            ["words a prompt, harmful and harmless", f"{m.words[0]:.1f}, {m.words[1]:.1f}"],
-            ["AUROC of the number of words", estimate(m.length_auroc)],
-            ["AUROC of word counts, train to test", f"{estimate(m.leak.matched)}, n={m.leak.matched.n} prompts"],
-            ["  harmful side scores above its own twin", f"{estimate(m.leak.twins)}, n={m.leak.twins.n} pairs"],
-            [
-                "  harmful against ordinary instructions",
-                f"{estimate(m.leak.unmatched)}, n={m.leak.unmatched.n} prompts",
-            ],
-            [
-                "  words that lean (harmful:harmless)",
-                listed({w.word: f"{w.harmful}:{w.harmless}" for w in m.leak.words}),
-            ],
-            ["most frequent opening", f"'{m.template}', {m.template_share:.1%} of the pairs"],
-            [
-                "token-aligned pairs",
-                f"{listed(m.aligned)}, all of these {m.aligned_everywhere}" if m.aligned else no_model,
-            ],
-        ]
-        print_table("Pairs: how well the sides are matched", ["", ""], rows)
+        if found.matching is not None:
+            rows = _matching(found.matching, found.files["refusal_pairs"].phrasings)
+            print_table("Pairs: how well the sides are matched", ["", ""], rows)
 
     shell.answer(found, table)
+
+
+def _matching(m: Matching, phrasings: Mapping[str, int]) -> list[list[str]]:
+    """How well the sides of the pairs are matched, a line per number."""
+    no_model = "no tokenizer here; ssah-lens fetch smollm2-135m"
+    return [
+        ["phrasings", _listed(phrasings)],
+        ["words a prompt, harmful and harmless", f"{m.words[0]:.1f}, {m.words[1]:.1f}"],
+        ["AUROC of the number of words", estimate(m.length_auroc)],
+        ["AUROC of word counts, train to test", f"{estimate(m.leak.matched)}, n={m.leak.matched.n} prompts"],
+        ["  harmful side scores above its own twin", f"{estimate(m.leak.twins)}, n={m.leak.twins.n} pairs"],
+        [
+            "  harmful against ordinary instructions",
+            f"{estimate(m.leak.unmatched)}, n={m.leak.unmatched.n} prompts",
+        ],
+        [
+            "  words that lean (harmful:harmless)",
+            _listed({w.word: f"{w.harmful}:{w.harmless}" for w in m.leak.words}),
+        ],
+        ["most frequent opening", f"'{m.template}', {m.template_share:.1%} of the pairs"],
+        [
+            "token-aligned pairs",
+            f"{_listed(m.aligned)}, all of these {m.aligned_everywhere}" if m.aligned else no_model,
+        ],
+    ]
+
+
+def _listed(counts: Mapping[str, object]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in counts.items())

@@ -48,10 +48,9 @@ def refusal(
 
     shell = Shell(json_, quiet)
     commands.check_judge(judge)
-    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
-    result = run(
-        shell, lambda: commands.run_refusal(loader(shell, device, dtype, system)(model), *files, judge, max_new_tokens)
-    )
+    asked, ordinary = commands.read_limited(harmful, limit, seed), commands.read_limited(harmless, limit, seed)
+    load = loader(shell, device, dtype, system)
+    result = run(shell, lambda: commands.run_refusal(load(model), asked, ordinary, judge, max_new_tokens))
 
     def table() -> None:
         sides = [("harmful", result.harmful)] + ([("harmless", result.harmless)] if result.harmless else [])
@@ -92,7 +91,7 @@ def direction(
     shell = Shell(json_, quiet)
     named = {"model": model, "unaligned": unaligned, "profile": profile, "device": device, "dtype": dtype, "seed": seed}
     resolved = study_config(config, **named)
-    files = [read_limited(f, limit, seed) for f in (harmful, harmless)]
+    asked, ordinary = read_limited(harmful, limit, seed), read_limited(harmless, limit, seed)
 
     def work():
         from ssah_lens.study.direction_command import run_direction
@@ -100,7 +99,7 @@ def direction(
 
         about = MINUTES[resolved.profile]["direction"]
         shell.note(f"profile {resolved.profile}: about {about} minutes on two CPU cores for smollm2-135m")
-        return run_direction(resolved, out, *files, shell.note)
+        return run_direction(resolved, out, asked, ordinary, shell.note)
 
     result = run(shell, work)
     shell.answer(result, lambda: print_direction(result))

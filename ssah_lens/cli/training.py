@@ -53,11 +53,12 @@ def align(
 
     shell = Shell(json_, quiet)
     only = (train_only, parse_roles(roles)) if train_only else None
-    files = [commands.read_limited(f, None) for f in (harmful, harmless)]
-    config = AlignConfig(**COMMAND_ALIGN | ({"steps": steps} if steps else {}))
+    ours, ordinary = commands.read_limited(harmful, None), commands.read_limited(harmless, None)
+    config = AlignConfig.model_validate(COMMAND_ALIGN | ({"steps": steps} if steps else {}))
     load = loader(shell, device, dtype, system)
     shell.note(f"{config.steps} steps: about {config.steps * 4 / 60 + 3:.0f} minutes on two CPU cores for smollm2-135m")
-    result = run(shell, lambda: commands.run_align(lambda: load(model), out, *files, only, config, seed, shell.note))
+    work = lambda: commands.run_align(lambda: load(model), out, ours, ordinary, only, config, seed, shell.note)
+    result = run(shell, work)
     shell.answer(result, lambda: print_training(result))
 
 
@@ -113,7 +114,7 @@ def finetune(
 
     shell = Shell(json_, quiet)
     check_method(method)
-    check_policy(policy)
+    may_move = check_policy(policy)
     if lr is not None and not 0 < lr < 1:
         raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")
     if (roles or top_cu) and not (freeze or train_only):
@@ -130,7 +131,7 @@ def finetune(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
-        policy=policy,
+        policy=may_move,
         curve_every=curve_every,
         checkpoints=checkpoint,
         seed=seed,

@@ -57,9 +57,9 @@ def units(
     shell = Shell(json_, quiet)
     known_score(score)
     span = layer_span(layers)
-    files = [commands.read_limited(f, None) for f in (safety, utility)]
+    safe, useful = commands.read_limited(safety, None), commands.read_limited(utility, None)
     given = {"calibration": limit, "steps": steps}
-    config = UnitsConfig(score=score, **COMMAND_UNITS | {k: v for k, v in given.items() if v})
+    config = UnitsConfig.model_validate({"score": score} | COMMAND_UNITS | {k: v for k, v in given.items() if v})
     load = loader(shell, device, dtype, system)
     minutes = "50 minutes" if score == "exact" else "7 minutes"
     shell.note(
@@ -71,7 +71,8 @@ def units(
         aligned = load(model)
         if span and span.stop > aligned.grid.n_layers:
             raise BadInput(f"--layers {layers}: the model has layers 0-{aligned.grid.n_layers - 1}")
-        return commands.run_units(aligned, load(unaligned) if unaligned else None, out, *files, config, span, seed)
+        other = load(unaligned) if unaligned else None
+        return commands.run_units(aligned, other, out, safe, useful, config, span, seed)
 
     result = run(shell, work)
     shell.answer(
@@ -116,12 +117,14 @@ def ablate(
     chosen = parse_roles(roles)
     if mode not in MODES:
         raise BadInput(f"no ablation mode '{mode}': allowed are {', '.join(MODES)}")
-    files = [commands.read_limited(f, limit, seed) for f in (harmful, harmless)]
+    asked, ordinary = commands.read_limited(harmful, limit, seed), commands.read_limited(harmless, limit, seed)
     config = AblateConfig(controls=controls)
     load = loader(shell, device, dtype, system)
     result = run(
         shell,
-        lambda: commands.run_ablate(load(model), units, chosen, mode, *files, config, max_new_tokens, seed, shell.note),
+        lambda: commands.run_ablate(
+            load(model), units, chosen, mode, asked, ordinary, config, max_new_tokens, seed, shell.note
+        ),
     )
 
     def table() -> None:
@@ -163,7 +166,7 @@ def transfer(
     from ssah_lens.units import UnitTable
 
     shell = Shell(json_, quiet)
-    result = find(*(UnitTable.load(f) for f in (before, after)), UnitTable.load(null) if null else None)
+    result = find(UnitTable.load(before), UnitTable.load(after), UnitTable.load(null) if null else None)
     if picture:
         from ssah_lens.show.transfer_figures import picture as draw
 

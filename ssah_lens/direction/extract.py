@@ -28,34 +28,12 @@ from ssah_lens.intervene.steer import added, projected_out
 from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
+from ssah_lens.results import CandidateDirection
 
 MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
 MAX_DEPTH = 0.8
 """As published, share of the layers: later directions write the refusing token itself."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One candidate on the validation prompts.
-
-    Attributes:
-        layer: whose input.
-        position: counted from the end: -1 is the decision position.
-        norm: length of the difference of means.
-        bypass: mean refusal score of harmful prompts without the direction.
-        induce: mean refusal score of harmless prompts with the vector added.
-        kl: mean KL on harmless prompts without the direction, nats.
-        allowed: whether the published conditions hold.
-    """
-
-    layer: int
-    position: int
-    norm: float
-    bypass: float
-    induce: float
-    kl: float
-    allowed: bool
 
 
 @dataclass(frozen=True)
@@ -71,8 +49,8 @@ class Extracted:
     """
 
     vector: Float[Tensor, " d_model"]
-    chosen: Tried
-    table: tuple[Tried, ...]
+    chosen: CandidateDirection
+    table: tuple[CandidateDirection, ...]
     relaxed: bool
     base_bypass: float
     base_induce: float
@@ -144,13 +122,13 @@ def extract(
             induce = score(decision_log_probs(model, harmless))
         bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:]).mean())
         allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
-        table.append(Tried(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
+        table.append(CandidateDirection(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
     chosen, relaxed = choose(table, choice.threshold)
     vector = candidates[chosen.layer, chosen.position]
     return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]))
 
 
-def choose(table: Sequence[Tried], threshold: float) -> tuple[Tried, bool]:
+def choose(table: Sequence[CandidateDirection], threshold: float) -> tuple[CandidateDirection, bool]:
     """The allowed candidate with the lowest bypass; without any, of those that induce refusal; else of all.
 
     The bound on KL is dropped first: a direction that does nothing harms nothing, so keeping the bound instead would

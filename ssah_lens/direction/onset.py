@@ -63,6 +63,7 @@ def forced(
     max_new_tokens: int,
     judge_name: str,
     judged_from: str = "",
+    what: str = "forced openings",
 ) -> tuple[Outcome, ...]:
     """What becomes of responses that are made to begin with a prefix; only what the model adds is judged.
 
@@ -73,9 +74,10 @@ def forced(
         max_new_tokens: tokens that the model adds.
         judge_name: which judge.
         judged_from: text that stands before the added text when it is judged.
+        what: label of the progress bar.
     """
     prefix = list(prefix)
-    found = model.generate(prompts, max_new_tokens + len(prefix), prefix=prefix, what="forced openings")
+    found = model.generate(prompts, max_new_tokens + len(prefix), prefix=prefix, what=what)
     # Not stripped: whether the added text begins with a space says whether it goes on in the same word.
     said = [judged_from + model.tokenizer.decode(t[len(prefix) :], skip_special_tokens=True) for t in found]
     return tuple(judge(judge_name)(prompts, said))
@@ -122,8 +124,3 @@ def projections(
             mine = along[i, first - 1 :][: n_tokens + 1]
             out[r, : len(mine)] = mine
     return out
-
-
-def refused(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Boolean per prompt."""
-    return np.array([o is Outcome.REFUSED for o in outcomes], dtype=bool)

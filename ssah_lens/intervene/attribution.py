@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Position, Row
+from ssah_lens.chat.decoding import noise, race
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.fill import Fill, replacement
@@ -54,8 +55,7 @@ def attribution(
             of the blocks above and the positions that count).
         what: label of the progress bar.
     """
-    if steps < 0:
-        raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
+    check_steps(steps)
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
     batches = model.batches(rows, BATCH_TOKENS, share_prefix=False, divisible=fill.mode != "resample")
     for chosen, batch in progress(batches, what):
@@ -66,6 +66,12 @@ def attribution(
             for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
                 out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
     return out
+
+
+def check_steps(steps: int) -> None:
+    """Raises BadInput for a number of midpoints that does not exist."""
+    if steps < 0:
+        raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
 
 
 def _products(
@@ -189,20 +195,19 @@ def curvature(
     for _ in range(samples):
         batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
         whole: list[int] = []
-        noise: Tensor | None = None
+        q: Tensor | None = None
         for chosen, batch in progress(batches, what):
             if batches.whole is not whole:  # drawn for the batch as it was planned, also when it is then cut
-                whole, noise = batches.whole, None
+                whole, q = batches.whole, None
 
             def drawn(chosen=chosen, batch=batch, whole=whole) -> Tensor:
-                nonlocal noise
+                nonlocal q
                 log_p = model.response_logits(batch, plain=True).float().log_softmax(-1)
-                if noise is None:
+                if q is None:
                     n = sum(map(answered, whole))
-                    noise = torch.empty(n, log_p.shape[-1], device=log_p.device).exponential_(generator=generator)
+                    q = noise(n, log_p, generator)
                 before = sum(map(answered, whole[: whole.index(chosen[0])]))
-                # As `torch.multinomial` draws: p / q, q exponential, is largest at a token that is a draw from p.
-                found = (log_p.detach().exp() / noise[before : before + len(log_p)]).argmax(-1, keepdim=True)
+                found = race(log_p.detach().exp(), q[before : before + len(log_p)]).argmax(-1, keepdim=True)
                 return log_p.gather(-1, found).sum()
 
             with batches.room():

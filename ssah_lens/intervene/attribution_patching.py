@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Batch
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import (
     BATCH_TOKENS,
+    check_steps,
     decision_logits,
     gradients_at,
     integrated,
@@ -58,8 +58,7 @@ def attribution_patching(
     Raises:
         BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric.
     """
-    if steps < 0:
-        raise BadInput(f"steps is {steps}: allowed are 0 (plain gradient) and more")
+    check_steps(steps)
     task = Task.of(model, clean, corrupted, site, by_position, noising, layers)
     values = np.zeros(task.shape)
     base, other = np.zeros(len(task.run)), np.zeros(len(task.run))

@@ -66,7 +66,7 @@ def replacement(
     """
     if fill.mode == "zero":
         return torch.zeros(len(batch.ids), n_pos, site.width(model.anatomy), device=model.device)
-    if fill.mode == "mean":
+    if fill.mode == "mean" and fill.moments is not None:
         return _means(model, fill.moments, site, layer)[batch.positions[:, -n_pos:]]
     given = activations(model, source if fill.mode == "patch" else batch, site, [layer])[layer][:, -n_pos:]
     return given.roll(1, 0) if fill.mode == "resample" else given

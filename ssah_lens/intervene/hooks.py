@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -92,13 +93,16 @@ def ablated(
         raise BadInput("these units belong to a model of another shape")
     if mode == "resample" and bank is None:
         raise BadInput("resample ablation needs a bank of activations; collect one, or use mode 'mean'")
-    fill = None if mode == "resample" else fills(model, moments, mode)
+    fill = {} if mode == "resample" else fills(model, moments, mode)
     hooks = []
     for kind, mask in units.masks.items():
-        for layer in map(int, mask.any(1).nonzero()[0]):
-            chosen = torch.as_tensor(mask[layer].nonzero()[0], device=model.device)
-            put = bank.hook(model, kind, layer, chosen) if fill is None else None
-            hooks.append((kind.hook(layer), put or _ablate_hook(model, kind, chosen, fill[kind][layer])))
+        for layer in map(int, np.flatnonzero(mask.any(1))):
+            chosen = torch.as_tensor(np.flatnonzero(mask[layer]), device=model.device)
+            if mode == "resample" and bank is not None:
+                put = bank.hook(model, kind, layer, chosen)
+            else:
+                put = _ablate_hook(model, kind, chosen, fill[kind][layer])
+            hooks.append((kind.hook(layer), put))
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
 

@@ -164,8 +164,8 @@ class Task:
         layers: Sequence[int] | None,
     ) -> Task:
         """Arguments as for `activation_patching`."""
-        rows = [model.rows(texts) for texts in (clean, corrupted)]
-        differ = _aligned(model, *rows)
+        rows = aligned_rows(model, clean, corrupted)
+        differ = _differ(*rows)
         by_position = site not in (Site.HEAD, Site.NEURON) if by_position is None else by_position
         layers = tuple(range(model.grid.n_layers) if layers is None else layers)
         run, source = rows if noising else rows[::-1]
@@ -243,21 +243,40 @@ def _exact_no_ops(values: np.ndarray, base: np.ndarray, differ: np.ndarray, rows
     return np.where(exists, np.where(reached, values, base), np.nan)
 
 
-def _aligned(model: ChatModel, clean: list[Row], corrupted: list[Row]) -> Bool[np.ndarray, "pair pos"]:
-    """True where a pair's tokens differ, columns counted from the end."""
+def aligned_rows(model: ChatModel, clean: Sequence[str], corrupted: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """The rows of both sides.
+
+    Raises:
+        BadInput: sides of unequal number, pairs of unequal length or of the same tokens; all of them are named.
+    """
     if len(clean) != len(corrupted) or not clean:
         raise BadInput(f"patching needs pairs: got {len(clean)} clean and {len(corrupted)} corrupted prompts")
+    rows = model.rows(clean), model.rows(corrupted)
+    unequal = [i for i, (a, b) in enumerate(zip(*rows, strict=True), 1) if len(a.ids) != len(b.ids)]
+    if unequal:
+        a, b = (len(side[unequal[0] - 1].ids) for side in rows)
+        which = f"pair {unequal[0]}" if len(clean) > 1 else "the pair"
+        more = f" ({len(unequal)} of {len(clean)} pairs are not: {_some(unequal)})" if len(unequal) > 1 else ""
+        raise BadInput(
+            f"{which} is not token-aligned: {a} and {b} tokens for {model.name}{more}; patching needs the same number: "
+            "change a word, or choose pairs with ssah_lens.token_aligned"
+        )
+    same = [i for i, (a, b) in enumerate(zip(*rows, strict=True), 1) if a.ids == b.ids]
+    if same:
+        raise BadInput(f"pair {_some(same)}: both prompts are the same tokens; a pair must differ")
+    return rows
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+def _differ(clean: list[Row], corrupted: list[Row]) -> Bool[np.ndarray, "pair pos"]:
+    """True where a pair's tokens differ, columns counted from the end."""
     n_pos = max(len(r.ids) for r in clean)
     differ = np.zeros((len(clean), n_pos), dtype=bool)
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
-        if len(a.ids) != len(b.ids):
-            raise BadInput(
-                f"pair {i + 1} is not token-aligned: {len(a.ids)} and {len(b.ids)} tokens for {model.name}; "
-                "patching needs the same number (ssah_lens.chat.prompts.token_aligned chooses such pairs)"
-            )
         differ[i, n_pos - len(a.ids) :] = np.array(a.ids) != np.array(b.ids)
-        if not differ[i].any():
-            raise BadInput(f"pair {i + 1}: both prompts are the same tokens")
     return differ
 
 

@@ -224,7 +224,7 @@ def _attend(
     q = (query * scale).reshape(split).transpose(2, 3).reshape(n, groups, edits, -1, d_head)
     own_k, own_v = (t.reshape(n, groups, edits, n_pos, d_head) for t in (key, value))
     scores = (q * own_k).sum(-1, keepdim=True) if n_pos == 1 else q @ own_k.transpose(-1, -2)
-    if before:
+    if past_keys is not None and before:
         past = q.reshape(n, groups, -1, d_head) @ past_keys[:, :, :before].transpose(-1, -2)
         scores = torch.cat([past.view(*q.shape[:-1], before), scores], -1)
     softcap = options.get("softcap")
@@ -236,7 +236,7 @@ def _attend(
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     own_weights = weights[..., before:]
     out = own_weights * own_v if n_pos == 1 else own_weights @ own_v
-    if before:
+    if past_values is not None and before:
         flat = weights[..., :before].reshape(n, groups, -1, before)
         out = out + (flat @ past_values[:, :, :before]).view_as(out)
     # [batch, group, edit, head, pos, d_head] -> [batch, edit, pos, group, head, d_head]

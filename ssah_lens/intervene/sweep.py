@@ -148,10 +148,10 @@ def sweep(
                         bar.skip(cost * len(part))
         bar.close()
         engine = "loop" if engine == "loop" else "replay"
-        found = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
+        done = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
     if bfloat16 and engine == "replay":
-        return replace(found, rounding=_rounding(model, rows, metric, fill, last, found))
-    return found
+        return replace(done, rounding=_rounding(model, rows, metric, fill, last, done))
+    return done
 
 
 def _start(engine: str, given: tuple, limits: Room) -> Runner:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -114,8 +115,8 @@ def _moved(receiver: ChatModel, donor: ChatModel, units: UnitSet) -> Iterator[No
 
     hooks: dict[Callable, list] = {read: [], write: []}
     for kind, kind_mask in units.masks.items():
-        for layer in map(int, kind_mask.any(1).nonzero()[0]):
-            index = torch.as_tensor(kind_mask[layer].nonzero()[0], device=receiver.device)
+        for layer in map(int, np.flatnonzero(kind_mask.any(1))):
+            index = torch.as_tensor(np.flatnonzero(kind_mask[layer]), device=receiver.device)
             for make, found in hooks.items():
                 found.append((kind.hook(layer), make((kind, layer), index)))
     with donor.bridge.hooks(fwd_hooks=hooks[read]), receiver.bridge.hooks(fwd_hooks=hooks[write]):

@@ -101,7 +101,6 @@ def _metrics(values: dict[str, Any], n: int) -> dict[str, Estimate]:
         if not filtered or metric.endswith("_stderr") or not isinstance(value, float | int):
             continue
         error = values.get(f"{metric}_stderr,{filtered}")
-        known = isinstance(error, float | int)
-        low, high = (value - Z * error, value + Z * error) if known else (None, None)
+        low, high = (value - Z * error, value + Z * error) if isinstance(error, float | int) else (None, None)
         out[metric if filtered == "none" else key] = Estimate(float(value), low, high, n)
     return out

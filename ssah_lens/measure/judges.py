@@ -14,6 +14,9 @@ from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
+from jaxtyping import Bool
+
 from ssah_lens.chat.prompts import data_folder
 from ssah_lens.errors import BadInput
 
@@ -24,6 +27,11 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     FULFILLED = "fulfilled"
     INCOHERENT = "incoherent"
+
+
+def which(outcomes: Sequence[Outcome], outcome: Outcome) -> Bool[np.ndarray, " prompt"]:
+    """True where a response is this."""
+    return np.array([o is outcome for o in outcomes], dtype=bool)
 
 
 START_CHARACTERS = 160

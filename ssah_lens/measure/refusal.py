@@ -15,7 +15,7 @@ from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.errors import BadInput
-from ssah_lens.measure.judges import Outcome, judge
+from ssah_lens.measure.judges import Outcome, judge, which
 from ssah_lens.stats import Estimate
 
 MIN_TOKEN_SHARE = 0.02
@@ -45,7 +45,7 @@ class Refusals:
 
     def is_(self, outcome: Outcome) -> np.ndarray:
         """Boolean per prompt."""
-        return np.array([o is outcome for o in self.outcomes], dtype=bool)
+        return which(self.outcomes, outcome)
 
     def rate(self, outcome: Outcome = Outcome.REFUSED) -> Estimate:
         return stats.rate(self.is_(outcome))

@@ -44,10 +44,11 @@ class CandidateDirection:
     """One candidate of the published selection, on validation prompts (scores are mean refusal scores).
 
     Attributes:
-        layer, position: whose difference of means; position -1 is the decision position.
-        norm: its length.
-        bypass: refusal score of harmful prompts without it.
-        induce: refusal score of harmless prompts with it added.
+        layer: whose input.
+        position: counted from the end: -1 is the decision position.
+        norm: length of the difference of means.
+        bypass: refusal score of harmful prompts without the direction.
+        induce: refusal score of harmless prompts with the vector added.
         kl: on harmless prompts without it, nats.
         allowed: whether the published conditions hold.
     """

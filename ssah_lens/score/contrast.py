@@ -32,7 +32,8 @@ def contrast(model: ChatModel, data: Calibration) -> Scores:
     """
     other = counterpart(model, data.unaligned)
     sides = ((data.safety, "contrast: refusals"), (data.utility, "contrast: answers"))
-    return Scores(*(_scores(model, other, rows, what) for rows, what in sides), signed=False)
+    safety, utility = (_scores(model, other, rows, what) for rows, what in sides)
+    return Scores(safety, utility, signed=False)
 
 
 def counterpart(model: ChatModel, other: ChatModel | None) -> ChatModel:

@@ -6,13 +6,17 @@ Where groups overlap the precedence is RU, SCU, UCU, CU (METHOD.md section 4; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import PerUnit, Scores
 from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, UnitTable, top_units
+
+CUT = (Role.RU, Role.SCU, Role.UCU)
+"""Roles that have a ranking, in the order of precedence; CU is the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,36 @@ def ranking(scores: Scores, role: Role) -> PerUnit:
 
 
 def scores_of(table: UnitTable) -> Scores:
-    """The scores behind a units file, with the layers that could be ranked."""
+    """The scores behind a units file: which layers were ranked, and whether redundancy was read from magnitudes.
+
+    An older file does not say the latter, but its own roles do.
+    """
     layers = table.provenance.get("layers")
-    signed = bool(table.provenance.get("signed", True))
-    return Scores(table.safety, table.utility, signed, range(*layers) if layers else None)
+    scores = Scores(table.safety, table.utility, True, range(*layers) if layers else None)
+    said = table.provenance.get("signed")
+    if said is None:
+        again = cut_like(scores, table.roles)
+        said = all(again[role] == table.roles[role] for role in Role)
+    return replace(scores, signed=bool(said))
+
+
+def cut_like(scores: Scores, sizes: Mapping[Role, UnitSet]) -> dict[Role, UnitSet]:
+    """Roles with as many units of each kind as those of `sizes` have; of the scores that those were cut from, these."""
+    grid = sizes[Role.CU].grid
+    free = UnitSet(grid, {k: np.ones((grid.n_layers, grid.width(k)), dtype=bool) for k in Kind})
+    roles = {}
+    for role in CUT:
+        rank = ranking(scores, role)
+        masks = {}
+        for kind in Kind:
+            values = np.where(free.masks[kind], rank[kind], -np.inf).ravel()
+            order = np.argsort(-values, kind="stable")[: int(sizes[role].masks[kind].sum())]
+            mask = np.zeros(values.size, dtype=bool)
+            mask[order] = True
+            masks[kind] = mask.reshape(rank[kind].shape)
+        roles[role] = UnitSet(grid, masks)
+        free = free - roles[role]
+    return roles | {Role.CU: free}
 
 
 def assign(grid: UnitGrid, scores: Scores, sizes: Sizes) -> dict[Role, UnitSet]:
@@ -72,7 +102,7 @@ def assign(grid: UnitGrid, scores: Scores, sizes: Sizes) -> dict[Role, UnitSet]:
     return roles
 
 
-def top_complex(grid: UnitGrid, scores: Scores, roles: dict[Role, UnitSet], share: float) -> UnitSet:
+def top_complex(grid: UnitGrid, scores: Scores, roles: Mapping[Role, UnitSet], share: float) -> UnitSet:
     """The CU with the largest I_S - I_U, as many as `share` of all units (the paper's 'top 6% CU', appendix A.2)."""
     rank = ranking(scores, Role.SCU)
     complex_only = {k: np.where(roles[Role.CU].masks[k], rank[k], -np.inf) for k in Kind}

@@ -74,7 +74,8 @@ def roles_ablated(result: AblateResult) -> Figure:
 
 def _ratio(b: Behaviour, base: Behaviour) -> Estimate:
     e, by = b.utility.answer_perplexity, base.utility.answer_perplexity.value
-    return Estimate(e.value / by, *(None if v is None else v / by for v in (e.low, e.high)), e.n)
+    low, high = (None if v is None else v / by for v in (e.low, e.high))
+    return Estimate(e.value / by, low, high, e.n)
 
 
 def _role_points(axes: Axes, result: AblateResult, roles: Sequence[str], value: Value) -> None:
@@ -116,14 +117,14 @@ def _legend(axes: Axes) -> None:
     """One entry per label, in grey where the same shape comes in several colours."""
     from matplotlib.lines import Line2D
 
-    entries = {}
+    entries: dict[str, Line2D] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         line = handle[0] if isinstance(handle, tuple) else handle
         colour = RANDOM if label.startswith("random") else INK
         entries.setdefault(
             label, Line2D([], [], color=colour, marker=line.get_marker(), linestyle=line.get_linestyle())
         )
-    legend_above(axes, list(entries.values()), list(entries), 2, points=24)
+    legend_above(axes, list(entries.values()), list(entries), ncols=2, points=24)
 
 
 @styled

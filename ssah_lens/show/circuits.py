@@ -94,7 +94,8 @@ def page(views: Sequence[View], title: str) -> Page:
     """
     if not views:
         raise BadInput("a page needs at least one view")
-    body, parts = [], []
+    body: list[str] = []
+    parts: list[list[Any]] = []
     for view in views:
         body.append(f'<h1>{escape(view.title)}</h1><p class="words">{escape(view.words)}</p>')
         for part in view.parts:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssah_lens.results import Chain, Curve, DirectionResult, Distances, Flips, Interchange, Readout
+from ssah_lens.results import Chain, Curve, DirectionResult, Distances, Flips, Interchange, Onset, Readout
 from ssah_lens.show.style import (
     BASELINE,
     INK,
@@ -48,11 +48,12 @@ def direction_figures(r: DirectionResult) -> dict[str, Figure]:
 @styled
 def steered(r: DirectionResult) -> Figure:
     """Refusals with the direction ablated and added, beside random directions."""
-    n = r.steered[0].harmful.refused.n
+    base = r.steered[0]
+    n, n_ordinary = (side.refused.n if side else 0 for side in (base.harmful, base.harmless))
     figure = new_figure(
         4.6,
         f"Refusals with the direction of block {r.layer} taken out or added",
-        f"{n} harmful and {r.steered[0].harmless.refused.n} ordinary test prompts, greedy responses. Grey: random "
+        f"{n} harmful and {n_ordinary} ordinary test prompts, greedy responses. Grey: random "
         "directions of the same length. Whiskers: 95% intervals. Empty: not asked.",
     )
     names = list(dict.fromkeys(s.name for s in r.steered))
@@ -211,6 +212,7 @@ def distance(models: Sequence[Distances]) -> Figure:
 def onset(r: DirectionResult) -> Figure:
     """Depth: forced tokens, KL by token, projection along responses."""
     found = r.onset
+    panels: list[tuple[str, Callable[[Axes, Onset], None]]]
     panels = [(f"Refused after k forced tokens ({len(found.prefilled[0].hits)} harmful prompts)", _prefill_panel)]
     if found.kl:
         panels.append(("KL to the unaligned model, by response token (nats)", lambda axes, o: _curves(axes, o.kl, 1)))

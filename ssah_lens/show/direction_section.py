@@ -97,6 +97,7 @@ def _tables(r: DirectionResult):
          cell(s.refusal_score) if s.refusal_score else "", cell(s.harmful.incoherent) if s.harmful else "")
         for s in r.steered
     ]  # fmt: skip
+    columns: tuple[str, ...]
     columns = ("change", "harmful refused", "ordinary refused", "KL on ordinary (nats)", "refusal score (log-odds)",
                "harmful incoherent")  # fmt: skip
     yield Table("Test prompts (shares of prompts)", columns, tuple(rows))

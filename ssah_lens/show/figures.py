@@ -85,7 +85,7 @@ def behaviour(result: RefusalResult) -> Figure:
     axes.set_xlim(0, 1.0)
     handles, labels = axes.get_legend_handles_labels()
     first = dict(zip(labels, handles, strict=True))
-    legend_above(axes, list(first.values()), list(first), 3, points=4)
+    legend_above(axes, list(first.values()), list(first), ncols=3, points=4)
     return figure
 
 
@@ -194,8 +194,8 @@ def training(runs: Mapping[str, Training], title: str = "Training loss") -> Figu
     axes, seen = figure.subplots(), set()
     for name, run in runs.items():
         arm = next((a for a in ARM_NAMES if name.startswith(a)), None)
-        colour, line = ARM_COLOURS.get(arm, ROLE_COLOURS["UCU"]), ARM_LINES.get(arm, "-")
-        label = ARM_NAMES.get(arm, name)
+        colour, line = ARM_COLOURS.get(arm or "", ROLE_COLOURS["UCU"]), ARM_LINES.get(arm or "", "-")
+        label = ARM_NAMES.get(arm or "", name)
         label = "_" + label if label in seen else label  # matplotlib leaves a leading underscore out of the legend
         seen.add(label)
         steps = np.arange(1, len(run.losses) + 1)

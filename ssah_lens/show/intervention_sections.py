@@ -103,6 +103,7 @@ def freeze(r: FreezeResult) -> Section:
     """Stage `freeze`."""
     names = list(dict.fromkeys(a.name for a in r.arms))
     b = r.before
+    rows: list[tuple[str, ...]]
     rows = [("before", cell(b.harmful.refused), cell(b.harmful.incoherent), cell(b.harmless.refused), "", "", "")]
     rows += [_arm(a) for name in names for a in r.arms if a.name == name]
     columns = ("method", "harmful refused", "harmful incoherent", "ordinary refused", "validation loss before → after",

@@ -97,7 +97,7 @@ def _handover(m: PatchMap) -> str:
         return "At no layer does the residual stream at the decision position alone carry half of the difference."
     layer = int(at_end[0])
     before = effect[:layer, :-1] if layer else effect[:1, :-1]
-    i = np.unravel_index(int(np.nanargmax(before)), before.shape)
+    i = tuple(map(int, np.unravel_index(int(np.nanargmax(before)), before.shape)))
     return (
         f"From the input of layer {m.labels['layer'][layer]} on, the residual stream at the decision position alone "
         f"carries more than half of the difference ({number(float(effect[layer, -1]))}). Before it, the single "
@@ -123,8 +123,8 @@ def _strongest_table(maps: tuple[PatchMap, ...]) -> Table:
         low, high = (None if v is None else array(v) for v in (m.low, m.high))
         size = np.where(np.isnan(values), 0, np.abs(values))
         for i in np.argsort(-size, axis=None, kind="stable")[:STRONGEST]:
-            at = np.unravel_index(i, values.shape)
-            ends = "" if low is None else f" [{number(float(low[at]))}, {number(float(high[at]))}]"
+            at = tuple(map(int, np.unravel_index(i, values.shape)))
+            ends = "" if low is None or high is None else f" [{number(float(low[at]))}, {number(float(high[at]))}]"
             rows.append((f"{SITES.get(m.site, m.site)}: {_where(m, at)}", f"{number(float(values[at]))}{ends} n={m.n}"))
     return Table("Strongest cells of each map (0 harmless twin, 1 harmful prompt)", ("cell", "effect"), tuple(rows))
 
@@ -147,7 +147,7 @@ def _agreement_table(r: PatchResult) -> Table:
 
 def _map_alt(m: PatchMap) -> str:
     values = array(m.values)
-    at = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
+    at = tuple(map(int, np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)))
     return (
         f"Heatmap of patching {SITES.get(m.site, m.site)}; strongest at {_where(m, at)}: {number(float(values[at]))}."
     )

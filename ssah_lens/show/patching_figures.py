@@ -103,20 +103,21 @@ def grid(found: PatchMap) -> Grid:
     if found.axes == ("layer", "pos"):
         rows = found.labels["layer"]
     elif found.axes == ("layer", "unit", "pos"):
-        flat = lambda x: None if x is None else x.reshape(-1, x.shape[-1])
-        values, low, high = flat(values), flat(low), flat(high)
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        values = flat(values)
         strength = np.nanmax(np.abs(np.where(np.isnan(values), baseline, values) - baseline), axis=1)
         order = np.sort(np.argsort(-strength, kind="stable")[:STRONGEST_ROWS])
         names = [f"{a}.{b}" for a in found.labels["layer"] for b in found.labels["unit"]]
         rows = tuple(names[i] for i in order)
-        values, low, high = (None if x is None else x[order] for x in (values, low, high))
+        values = values[order]
+        low, high = (None if x is None else flat(x)[order] for x in (low, high))
     else:
         raise BadInput(f"no picture for axes {found.axes}: allowed are layer and pos, layer and unit, or all three")
     changed = ((values != baseline) & ~np.isnan(values)).any(0)
     first = int(np.flatnonzero(changed).min(initial=values.shape[1] - 1))
-    cut = lambda x: None if x is None else x[:, first:]
+    low, high = (None if x is None else x[:, first:] for x in (low, high))
     title_ = "layer" if len(found.axes) == 2 else f"layer.{found.site} (the {len(rows)} strongest)"
-    return Grid(cut(values), cut(low), cut(high), rows, found.labels["pos"][first:], title_,
+    return Grid(values[:, first:], low, high, rows, found.labels["pos"][first:], title_,
                 "token", first, baseline)  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def neurons(found: PatchMap) -> Figure:
         axes = figure.subplots()
         layers, baseline = found.labels["layer"], 1.0 if found.noising else 0.0
         one = len(layers) == 1
-        x = np.arange(values.size) if one else np.repeat(np.arange(len(layers)), values.shape[1])
+        x: np.ndarray = np.arange(values.size) if one else np.repeat(np.arange(len(layers)), values.shape[1])
         if not one:
             x = x + np.linspace(-0.36, 0.36, values.shape[1])[np.tile(np.arange(values.shape[1]), len(layers))]
         axes.axhline(baseline, color=BASELINE, linewidth=0.9, zorder=1)
@@ -213,7 +214,8 @@ def _strongest(cells: Grid, n: int) -> list[tuple[int, int]]:
     """The cells whose value is written in them; none where there is no room."""
     change = np.abs(np.where(np.isnan(cells.values), cells.baseline, cells.values) - cells.baseline)
     order = np.argsort(-change, axis=None, kind="stable")[: n if len(cells.columns) <= MAX_NUMBERS else 0]
-    return [tuple(int(k) for k in np.unravel_index(i, change.shape)) for i in order if change.ravel()[i] > 0]
+    cells_of = zip(order, *np.unravel_index(order, change.shape), strict=True)
+    return [(int(row), int(column)) for i, row, column in cells_of if change.ravel()[i] > 0]
 
 
 def _ticks(axes: Axes, cells: Grid) -> None:

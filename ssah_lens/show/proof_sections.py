@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ssah_lens.results import (
     AblateResult,
+    Ablation,
+    Behaviour,
     ComparedScore,
     ContextsResult,
     Faithfulness,
@@ -200,6 +204,8 @@ def _faithful(c: Faithfulness) -> tuple[str, ...]:
 def grid_tables(r: AblateResult) -> tuple[Table, ...]:
     """Doses, kinds of request, other harmful sets and utility sub-tests: what the longer profiles add to `ablate`."""
     out = []
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
     if r.doses:
         out.append(role_table(r))
         columns = ("share of units", "of parameters", "refused", "fulfilled", "incoherent", "refused, random sets",
@@ -230,14 +236,15 @@ def grid_tables(r: AblateResult) -> tuple[Table, ...]:
         twin = next((c for c in r.controls("SCU", scu.mode) if c.behaviour.utility.choices_by_task), None)
         models = {"undamaged": r.baseline, "without the SCU": scu.behaviour}
         models |= {"without a random set": twin.behaviour} if twin else {}
-        rows = tuple((t, *(cell(b.utility.choices_by_task[t]) for b in models.values())) for t in tasks)
+        accuracies = [b.utility.choices_by_task or {} for b in models.values()]
+        rows = tuple((t, *(cell(a[t]) for a in accuracies)) for t in tasks)
         out.append(Table("Multiple choice by sub-test (accuracy)", ("sub-test", *models), rows))
     return tuple(out)
 
 
 def role_table(r: AblateResult) -> Table:
     """The analogue of the paper's table of roles: every role and way of ablating, all outcomes, with intervals."""
-    models = [("undamaged", "", "", r.baseline, ())]
+    models: list[tuple[str, str, str, Behaviour, Sequence[Ablation]]] = [("undamaged", "", "", r.baseline, ())]
     for c in (c for c in r.conditions if c.control is None):
         size = r.shares.get(c.role)
         sizes = ("", "") if size is None else (f"{size.units:.2%}", f"{size.parameters:.2%}")

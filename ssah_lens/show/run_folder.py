@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -98,9 +99,9 @@ def render(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, figure in draw(results, units).items():
-        paths[name] = write_whole(folder / f"{name}.png", lambda partial, f=figure: save_png(f, partial))
+        paths[name] = write_whole(folder / f"{name}.png", partial(save_png, figure))
         figure.set_layout_engine("none")  # laid out already; doing it again costs as much as the drawing
-        write_whole(folder / f"{name}.svg", lambda partial, f=figure: save_still(f, partial, "svg"))
+        write_whole(folder / f"{name}.svg", partial(save_still, figure, form="svg"))
     if units is not None:
         explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)
     return write_report(results, paths, provenance, out / "report.html", EXPLORER if units is not None else None)
@@ -113,4 +114,4 @@ def copy_figures(run: Path, folder: Path) -> list[Path]:
         BadInput: the folder cannot be written.
     """
     found = sorted((run / "figures").glob("*.png"))
-    return [write_whole(folder / f.name, lambda partial, f=f: shutil.copyfile(f, partial)) for f in found]
+    return [write_whole(folder / f.name, partial(shutil.copyfile, f)) for f in found]

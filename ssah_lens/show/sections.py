@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ssah_lens.results import AlignResult, Behaviour, RefusalResult, Results, UnitsResult
 from ssah_lens.show import words
 from ssah_lens.show.direction_section import direction
@@ -16,7 +19,13 @@ from ssah_lens.show.tuning_stage_sections import budget, transfer, tuning
 
 def sections(results: Results) -> list[Section]:
     """One section per stage that was run."""
-    makers = {"align": _align, "refusal": _refusal, "direction": direction, "scores": scores, "units": _units}
+    makers: dict[str, Callable[[Any], Section]] = {
+        "align": _align,
+        "refusal": _refusal,
+        "direction": direction,
+        "scores": scores,
+        "units": _units,
+    }
     makers |= {"stability": stability, "contexts": contexts, "ablate": ablate, "sufficiency": sufficiency}
     makers |= {"freeze": freeze, "tuning": tuning, "budget": budget, "transfer": transfer}
     makers["patch"] = patch_section

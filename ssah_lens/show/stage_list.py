@@ -26,8 +26,10 @@ Note = Callable[[str], None]
 class Stages(Protocol):
     """What a study tells its list."""
 
-    tell: Callable[[int, str], None] | None
-    """What takes the lines of progress bars; None where they draw themselves."""
+    @property
+    def tell(self) -> Callable[[int, str], None] | None:
+        """What takes the lines of progress bars; None where they draw themselves."""
+        ...
 
     def doing(self, stage: str) -> AbstractContextManager[None]:
         """Around a stage."""

@@ -95,7 +95,7 @@ def new_figure(height: float, title: str, caption: str) -> Figure:
     return figure
 
 
-def legend_above(axes: Axes, handles: Sequence, labels: Sequence[str], ncols: int, points: float) -> None:
+def legend_above(axes: Axes, handles: Sequence, labels: Sequence[str], *, ncols: int, points: float) -> None:
     """A legend above the axes and, at `points` of distance, above their title; the layout keeps clear of it."""
     shift = ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
     axes.legend(

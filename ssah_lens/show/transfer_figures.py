@@ -188,7 +188,7 @@ def _held(axes: Axes, result: TransferReport) -> None:
     percent_axis(axes, "share held")
     axes.set_title("Units that kept their role")
     first = dict(reversed(list(zip(*reversed(axes.get_legend_handles_labels()), strict=True))))
-    legend_above(axes, list(first.values()), list(first), 3, points=20)
+    legend_above(axes, list(first.values()), list(first), ncols=3, points=20)
 
 
 def _plotly(result: TransferReport, bars: Bars) -> go.Figure:

@@ -102,11 +102,11 @@ def tradeoff(before: TunedArm, arms: Sequence[TunedArm]) -> Figure:
         spread = whiskers([at(s)[0].asked["plain"].refused for s in shares])
         top.errorbar(shares, refused, yerr=spread, marker=marker, color=colour, label=label, capsize=2.5)
         bottom.plot(shares, [np.mean([a.validation_loss for a in at(s)]) for s in shares], marker=marker, color=colour)
-    for axes, start, end in (
+    for axes, unheld, end in (
         (top, before.asked["plain"].refused.value, np.mean([a.asked["plain"].refused.value for a in full])),
         (bottom, before.validation_loss, np.mean([a.validation_loss for a in full])),
     ):
-        axes.axhline(start, color=BASELINE, linestyle="--", linewidth=1.1)
+        axes.axhline(unheld, color=BASELINE, linestyle="--", linewidth=1.1)
         axes.axhline(end, color=INK, linestyle=":", linewidth=1.1)
     percent_axis(top, "harmful refused")
     bottom.set_ylabel("validation loss,\nnats per token")

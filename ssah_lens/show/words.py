@@ -212,12 +212,12 @@ def freeze(r: FreezeResult) -> tuple[str, ...]:
         )
     if FROZEN in arms and RANDOM in arms:
         kept = stats.paired_difference(refused[FROZEN], refused[RANDOM])
-        told = {1: "more than", -1: "less than", 0: "not measurably different from"}[_sign(kept)]
+        than = {1: "more than", -1: "less than", 0: "not measurably different from"}[_sign(kept)]
         out.append(
             f"With SCU and top CU frozen ({percent(arms[FROZEN][0].training.frozen_share)} of block parameters) it "
             f"refuses {percent(refused[FROZEN].mean())}, with a random set of the same size frozen "
             f"{percent(refused[RANDOM].mean())}. The difference is {point_interval(kept)}: what freezing these units "
-            f"keeps is {told} what a random freeze keeps."
+            f"keeps is {than} what a random freeze keeps."
         )
     out += _learned(arms)
     out.append(

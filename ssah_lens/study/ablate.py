@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AblateConfig
@@ -68,7 +70,8 @@ def measured(model: ChatModel, shared: Shared, cut: Cut) -> Measured:
 def scored(model: ChatModel, shared: Shared, cut: Cut) -> float:
     """Task: the mean refusal score, one forward pass."""
     y, put = shared
-    with ablated(model, cut.units, cut.mode, put.moments, put.bank):
+    without = nullcontext() if cut.units is None else ablated(model, cut.units, cut.mode, put.moments, put.bank)
+    with without:
         return float(refusal_scores(model, y.harmful, y.tokens).mean())
 
 
@@ -107,7 +110,7 @@ class Bench:
         cuts = {f"{name}-score-{i}": Cut(units.random_twin(self.seed + i), mode) for i in range(n)}
         self.ahead(scored, shared, cuts, float)
         return [
-            self.keep(part, float, lambda cut=cut: scored(self.model, shared, cut))
+            self.keep(part, float, partial(scored, self.model, shared, cut))
             for part, cut in progress(cuts.items(), f"random twins of {name}")
         ]
 
@@ -142,7 +145,7 @@ def ablate_sets(
     modes = list(modes or config.modes)
     sets = {name: units for name, units in sets.items() if len(units)}
     baseline, baseline_refused = bench.behave("baseline", None)
-    plan = []
+    plan: list[tuple[str, str, int | None, UnitSet]] = []
     for name, units in sets.items():
         plan += [(name, mode, None, units) for mode in modes]
         asked = len(sets) == 1 or name == MAIN

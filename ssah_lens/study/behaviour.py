@@ -13,7 +13,7 @@ from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.measure import utility
-from ssah_lens.measure.judges import Outcome
+from ssah_lens.measure.judges import Outcome, which
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds, refusal_tokens
 from ssah_lens.measure.stored import StoredRows
 from ssah_lens.results import Behaviour, Outcomes, Utility
@@ -139,7 +139,12 @@ def behave(
 
 def outcomes(found: Refusals) -> Outcomes:
     """Rates of the three outcomes."""
-    return Outcomes(*(found.rate(o) for o in (Outcome.REFUSED, Outcome.FULFILLED, Outcome.INCOHERENT)))
+    return rates(found.outcomes)
+
+
+def rates(judged: Sequence[Outcome]) -> Outcomes:
+    """The same of outcomes alone."""
+    return Outcomes(*(stats.rate(which(judged, o)) for o in (Outcome.REFUSED, Outcome.FULFILLED, Outcome.INCOHERENT)))
 
 
 def find_refusal_tokens(

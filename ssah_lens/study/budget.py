@@ -6,17 +6,17 @@ redundant units, only those of a random set of the same size in every layer and 
 
 from __future__ import annotations
 
+from functools import partial
+
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AlignConfig, BudgetConfig
 from ssah_lens.measure import utility
 from ssah_lens.results import Behaviour, BudgetArm, BudgetResult
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import ranking
+from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.align import AlignmentData, align
 from ssah_lens.study.behaviour import Yardstick, behave
 from ssah_lens.study.freeze import training_result
 from ssah_lens.study.keep import Keep, anew
-from ssah_lens.study.transfer import is_signed
 from ssah_lens.train.freeze import FrozenSlices, other_slices
 from ssah_lens.train.methods import weights_put_back
 from ssah_lens.units import Role, UnitSet, UnitTable, top_units
@@ -29,7 +29,7 @@ def redundant(table: UnitTable, share: float) -> UnitSet:
 
     A share of its own, not the role's size: the paper trains 20% of all units, our rule for RU stops far earlier.
     """
-    return top_units(table.grid, ranking(Scores(table.safety, table.utility, is_signed(table)), Role.RU), share)
+    return top_units(table.grid, ranking(scores_of(table), Role.RU), share)
 
 
 def compare_budgets(
@@ -70,5 +70,5 @@ def compare_budgets(
     arms = []
     for s in range(seed, seed + config.seeds):
         for name, only in ((ALL, None), (REDUNDANT, units), (RANDOM, units.random_twin(s))):
-            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, lambda a=(name, only, s): arm(*a)))
+            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, partial(arm, name, only, s)))
     return BudgetResult(before, tuple(arms))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet, instructions, pairs, prompt_set
@@ -198,6 +199,10 @@ def check_model(model: ChatModel, held_out: list) -> Checked:
     return Checked(ask(harmful), ask(ordinary), utility.losses(model, held_out).mean if held_out else None)
 
 
+@overload
+def read_limited(path: Path, limit: int | None, seed: int = 0, need_answers: bool = False) -> PromptSet: ...
+@overload
+def read_limited(path: Path | None, limit: int | None, seed: int = 0) -> PromptSet | None: ...
 def read_limited(path: Path | None, limit: int | None, seed: int = 0, need_answers: bool = False) -> PromptSet | None:
     """A prompt file, shipped set ('harmful:test') or hub id, or None for no path; at most `limit` prompts."""
     return prompt_set(path, need_answers).sample(limit, seed) if path else None

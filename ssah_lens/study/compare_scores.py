@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def compare_scores(
         listed = {str(k): np.flatnonzero(m).tolist() for k, m in top.masks.items()}
         return ComparedScore(name, run.seconds, run.passes, safety, utility, tried, *lost), listed
 
-    lines = [keep(n, _Line, lambda n=n: line(n)) for n in progress([*names, RANDOM], "comparing scores")]
+    lines = [keep(n, _Line, partial(line, n)) for n in progress([*names, RANDOM], "comparing scores")]
     m = data.measured
     return ScoreComparison(
         model.name,

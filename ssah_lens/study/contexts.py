@@ -101,11 +101,12 @@ def unit_contexts(
     by_place: dict[tuple[Kind, int], list[int]] = {}
     for number, (kind, layer, _) in enumerate(wanted):
         by_place.setdefault((kind, layer), []).append(number)
-    found, means, rows = {}, None, {}
+    found, rows = {}, {}
+    means: list[Tensor] = []  # over the first set
     for name, prompts in sets.items():
         rows[name] = model.rows(prompts.texts, system=prompts.systems)
         found[name], mean = _strongest(model, rows[name], wanted, by_place, min(k, len(prompts)), name)
-        means = mean if means is None else means
+        means = means or mean
     direct = _direct(model, rows[next(iter(sets))], openings.metric, wanted, means) if openings else None
     near = _neighbours(model, wanted)
     words = {name: [[model.tokenizer.decode([i]) for i in row.ids] for row in rows[name]] for name in sets}
@@ -145,7 +146,7 @@ def _strongest(
     by_place: dict[tuple[Kind, int], list[int]],
     k: int,
     name: str,
-) -> tuple[dict[int, tuple[_Best, int]], Tensor]:
+) -> tuple[dict[int, tuple[_Best, int]], list[Tensor]]:
     """The strongest stretches of every unit, and each unit's mean activation at the decision position."""
     best = {place: _Best.empty(len(numbers), k) for place, numbers in by_place.items()}
     means = [torch.zeros(0)] * len(wanted)

@@ -161,7 +161,7 @@ def _extract(model: ChatModel, data: DirectionData, found: Read) -> Chosen:
         tuple(best.vector.tolist()),
         best.chosen.layer,
         best.chosen.position,
-        tuple(CandidateDirection(**vars(t)) for t in best.table),
+        best.table,
         best.relaxed,
         (best.base_bypass, best.base_induce),
     )

@@ -15,6 +15,7 @@ from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import direction_data
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.runner import Study
+from ssah_lens.study.stages import report
 
 STAGE = "direction"
 OPENINGS = 48
@@ -48,7 +49,7 @@ def run_direction(
         study.prepare(working=not folder.done(STAGE))
         if not folder.done(STAGE):
             folder.save_stage(STAGE, _measured(study, harmful, harmless))
-        study.report()
+        report(study)
     return direction_report(folder.load_stage(STAGE), str(out))
 
 

@@ -50,7 +50,11 @@ def direction_data(
         harmful, ordinary: the user's test prompts instead of the shipped ones.
     """
     n, m = limit(config.train), limit(config.validation)
-    both = lambda split, n: tuple(side.sample(n, seed) for side in pairs(split))
+
+    def both(split: str, n: int | None) -> Pair:
+        harmful_side, harmless_side = pairs(split)
+        return harmful_side.sample(n, seed), harmless_side.sample(n, seed)
+
     test = both("test", limit(measure.harmful))
     edge = limit(config.borderline)
     return DirectionData(

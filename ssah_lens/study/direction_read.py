@@ -88,7 +88,8 @@ class Read:
     def candidates(self) -> dict[tuple[int, int], torch.Tensor]:
         """As `extract` takes them."""
         return {
-            tuple(cell): torch.tensor(v, dtype=torch.float32) for cell, v in zip(self.tried, self.vectors, strict=True)
+            (cell[0], cell[1]): torch.tensor(v, dtype=torch.float32)
+            for cell, v in zip(self.tried, self.vectors, strict=True)
         }
 
 

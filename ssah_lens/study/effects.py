@@ -140,10 +140,9 @@ def cell_agreement(exact: Patched, guess: Patched, what: str) -> EffectAgreement
     )
     labels = [f"{exact.site}, {name(i)}" for i in where]
     nothing = 1.0 if exact.noising else 0.0
-    sides = (m.effect[tuple(where.T)] - nothing for m in (exact, guess))
-    return compared(
-        f"{guess.method}, {exact.site}", "exact effect", labels, *sides, what, exact.metric, len(exact.clean)
-    )
+    known, guessed = (m.effect[tuple(where.T)] - nothing for m in (exact, guess))
+    name_ = f"{guess.method}, {exact.site}"
+    return compared(name_, "exact effect", labels, known, guessed, what, exact.metric, len(exact.clean))
 
 
 def guesses(
@@ -165,7 +164,7 @@ def guesses(
 def compared(
     name: str,
     against: str,
-    labels: Sequence[str],
+    labels: Sequence[str] | np.ndarray,
     exact: Float[np.ndarray, " item"],
     guess: Float[np.ndarray, " item"],
     what: str,

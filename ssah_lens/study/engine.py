@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 ENGINES = ("local", "ray")
 RETRIES = 2
 """A worker that is lost (killed, out of memory, machine gone) costs its task; the task is run again this often."""
-S, I, R = TypeVar("S"), TypeVar("I"), TypeVar("R")  # noqa: E741
+S = TypeVar("S")
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
 Task = Callable[["ChatModel", S, I], R]
 
 
@@ -77,14 +79,13 @@ class Worker:
     """A process of the cluster; it holds one model."""
 
     def __init__(self) -> None:
-        self.home: Home | None = None
-        self.model: ChatModel | None = None
+        self.held: tuple[Home, ChatModel] | None = None
 
     def do(self, home: Home, task: Task, shared: Any, item: Any) -> Any:
-        if self.home != home:
-            self.model, self.home = home.load(), home
+        if self.held is None or self.held[0] != home:
+            self.held = home, home.load()
         with quiet():
-            return task(self.model, shared, item)
+            return task(self.held[1], shared, item)
 
 
 class Cluster:
@@ -141,7 +142,8 @@ class OnRay:
         todo = [name for name in items if self.kept.load(name, kind) is None]
         if not todo:
             return
-        idle, running, given = list(self.cluster.hire(len(todo), self.home)), {}, ray.put(shared)
+        idle, given = list(self.cluster.hire(len(todo), self.home)), ray.put(shared)
+        running: dict[Any, tuple[str, Any]] = {}
         bar = progress(None, "on the cluster", total=len(todo))
         while todo or running:
             while todo and idle:

@@ -6,7 +6,8 @@ random set of the same size in every layer and kind frozen. The attack stays in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ssah_lens.chat.batch import Row
@@ -15,8 +16,7 @@ from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import FreezeConfig
 from ssah_lens.measure import utility
 from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import top_complex
+from ssah_lens.score.roles import scores_of, top_complex
 from ssah_lens.study.behaviour import Yardstick, behave
 from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.parts import Parts
@@ -35,7 +35,7 @@ def frozen_set(table: UnitTable, roles: list[Role], top_cu: float) -> UnitSet:
     units = table.units(roles)
     if top_cu == 0:
         return units
-    scores = Scores(table.safety, table.utility, signed=True)
+    scores = replace(scores_of(table), layers=None)  # layers bound the other roles: CU are CU everywhere
     return units | top_complex(table.grid, scores, table.roles, top_cu)
 
 
@@ -133,7 +133,7 @@ def compare_freezing(
             ways[name] = Way(arm, settings, frozen, keep.working(name))
     bench = Bench(rows, held, loss_before, y)
     ahead(tuned_arm, bench, ways, Arm)
-    arms = (keep(name, Arm, lambda way=way: tuned_arm(model, bench, way)) for name, way in ways.items())
+    arms = (keep(name, Arm, partial(tuned_arm, model, bench, way)) for name, way in ways.items())
     return FreezeResult(*before, tuple(arms))
 
 

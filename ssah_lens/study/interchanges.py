@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -12,6 +14,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import token_aligned
 from ssah_lens.config import DirectionConfig
 from ssah_lens.direction import interchange
+from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.interchange import MIN_PAIRS
 from ssah_lens.errors import BadInput
 from ssah_lens.measure.refusal import refusal_scores
@@ -45,7 +48,8 @@ def interchanges(
         seed=seed,
     )
     kinds = {"twins": lambda: _twins(model, data, found, config, seed), "unmatched": lambda: _unmatched(found, config)}
-    out, why = [], []
+    out: list[Interchange] = []
+    why: list[str] = []
     for kind, choose in kinds.items():
         if out and not config.both_pairs:
             break
@@ -54,9 +58,7 @@ def interchanges(
         if short:
             why.append(f"interchange on {kind} pairs: the model decides only {' and '.join(short)} pairs differently")
             continue
-        make = lambda pairs=pairs, kind=kind: _result(
-            kind, interchange.interchange(model, *pairs, found.choice, settings), vector
-        )
+        make = partial(_interchanged, kind, model, pairs, found.choice, settings, vector)
         try:
             out.append(keep(f"interchange_{kind}", Interchange, make))
         except BadInput as e:  # a family whose blocks cannot be run again on their own
@@ -66,7 +68,7 @@ def interchanges(
 
 def _twins(model: ChatModel, data: DirectionData, found: Read, config: DirectionConfig, seed: int) -> Pairs:
     """Token-aligned pairs whose harmful side is refused and whose harmless side is answered, by refusal score."""
-    out = []
+    out: Pairs = []
     for split, part in ((data.aligned_train, found.train), (data.aligned_test, found.test)):
         aligned = token_aligned(model.tokenizer, *split)
         n, refused, choice = part.pairs, part.choice, found.choice
@@ -94,7 +96,16 @@ def _unmatched(found: Read, config: DirectionConfig) -> Pairs:
     return out
 
 
-def _result(kind: str, found: interchange.Interchanged, vector: Float[Tensor, " d_model"]) -> Interchange:
+def _interchanged(
+    kind: str,
+    model: ChatModel,
+    pairs: Pairs,
+    choice: Choice,
+    settings: interchange.Training,
+    vector: Float[Tensor, " d_model"],
+) -> Interchange:
+    train, test = pairs
+    found = interchange.interchange(model, train, test, choice, settings)
     cosine = lambda v: float(torch.nn.functional.cosine_similarity(v, vector, dim=0).abs())
     return Interchange(
         pairs=kind,
@@ -114,7 +125,7 @@ def _flips(f: interchange.Flipped) -> Flips:
     n = len(f.hits) // 2
     # In the untrained model only some directed pairs could be flipped; arbitrary labels have no two ways.
     apart = f.basis not in (interchange.UNTRAINED, interchange.ARBITRARY)
-    ways = (float(f.hits[:n].mean()), float(f.hits[n:].mean())) if apart else (None, None)
+    to_fulfil, to_refuse = (float(f.hits[:n].mean()), float(f.hits[n:].mean())) if apart else (None, None)
     whole = set(np.unique(f.hits)) <= {0.0, 1.0}
     share = stats.rate(f.hits > 0.5) if whole else stats.mean(f.hits)
-    return Flips(f.basis, f.rank, share, *ways, f.fit, tuple(f.hits.tolist()))
+    return Flips(f.basis, f.rank, share, to_fulfil, to_refuse, f.fit, tuple(f.hits.tolist()))

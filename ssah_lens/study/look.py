@@ -57,7 +57,7 @@ def attention_view(
         metric = (openings or find_openings(model)).metric
         effect = attribution(model, [row], metric, Fill("zero"), last=1)[Kind.HEAD][:, :, 0]
         order = np.argsort(-np.abs(effect), axis=None, kind="stable")[:N_HEADS]
-        heads = [tuple(int(i) for i in np.unravel_index(flat, effect.shape)) for flat in order]
+        heads = [(int(a), int(b)) for a, b in zip(*np.unravel_index(order, effect.shape), strict=True)]
         words = "Heads whose zero ablation at the last token moves the choice most, by attribution patching."
     UnitSet.of(model.grid, [(Kind.HEAD, *h) for h in heads])
     kept: dict[int, Tensor] = {}

@@ -13,8 +13,8 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import distance
-from ssah_lens.direction.onset import FULFILLING, JUDGED_FROM, REFUSING, forced, opening, projections, refused, token_kl
-from ssah_lens.measure.judges import Outcome
+from ssah_lens.direction.onset import FULFILLING, JUDGED_FROM, REFUSING, forced, opening, projections, token_kl
+from ssah_lens.measure.judges import Outcome, which
 from ssah_lens.measure.refusal import Refusals, ask
 from ssah_lens.progress import progress
 from ssah_lens.results import Curve, Distances, Forced, Onset
@@ -87,7 +87,7 @@ def onset(
         for name, rows in zip(names, kept, strict=True)
         if rows
     ]
-    whole = _forced(0, [refused(said[0].outcomes)], [_noise(said[0].outcomes)])
+    whole = _forced(0, [said[0].outcomes])
     prefilled, shuffled = [whole], []
     for k in progress(config.prefill, "prefilled responses"):
         prefilled.append(_prefilled(model, harmful, k, None, config, judge))
@@ -110,20 +110,18 @@ def _prefilled(
         forced(model, prompts.texts, opening(model, text, k, shuffle), config.max_new_tokens, judge)
         for text in FULFILLING
     ]
-    return _forced(k, [refused(f) for f in found], [_noise(f) for f in found])
+    return _forced(k, found)
 
 
-def _forced(k: int, hits: list[np.ndarray], noise: list[np.ndarray]) -> Forced:
+def _forced(k: int, found: list[tuple[Outcome, ...]]) -> Forced:
+    """Of the outcomes after each opening."""
+    hits, noise = ([which(f, o) for f in found] for o in (Outcome.REFUSED, Outcome.INCOHERENT))
     return Forced(k, _share(hits), _share(noise), tuple(np.mean(hits, 0).tolist()))
 
 
 def _share(hits: list[np.ndarray]) -> Estimate:
     """Over prompts: those that meet several openings count once, with the mean."""
     return stats.rate(hits[0]) if len(hits) == 1 else stats.mean(np.mean(hits, 0))
-
-
-def _noise(outcomes: Sequence[Outcome]) -> np.ndarray:
-    return np.array([o is Outcome.INCOHERENT for o in outcomes])
 
 
 def _forced_refusal(
@@ -133,10 +131,11 @@ def _forced_refusal(
     if unaligned is None:
         return ()
     texts, n = [*harmful.texts, *ordinary.texts], len(harmful)
-    hits = [
-        refused(forced(unaligned, texts, opening(unaligned, text), config.max_new_tokens, judge, JUDGED_FROM))
+    found = [
+        forced(unaligned, texts, opening(unaligned, text), config.max_new_tokens, judge, JUDGED_FROM)
         for text in REFUSING
     ]
+    hits = [which(f, Outcome.REFUSED) for f in found]
     name = lambda side: f"{side} prompts, opening '{REFUSING[0]}' and the like"
     return (name("harmful"), _share([h[:n] for h in hits])), (name("ordinary"), _share([h[n:] for h in hits]))
 

@@ -50,14 +50,13 @@ class Parts:
 
     def load(self, name: str, kind: Any) -> Any:
         """A kept part, or None."""
-        file = self._file(name)
+        file = None if self.folder is None else self.folder / f"{name}.json"
         return read_result(file, kind) if file is not None and file.is_file() else None
 
     def save(self, name: str, result: Any) -> None:
         """Keeps a part; the working state that led to it is not needed any more."""
-        file = self._file(name)
-        if file is not None:
-            write_result(file, result)
+        if self.folder is not None:
+            write_result(self.folder / f"{name}.json", result)
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def working(self, name: str) -> Path | None:
@@ -68,9 +67,6 @@ class Parts:
         """Throws all parts away."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _file(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.json"
 
 
 def write_result(file: Path, result: Any, advice: str = KEPT) -> Path:

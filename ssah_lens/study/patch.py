@@ -21,7 +21,7 @@ from ssah_lens.chat.pair_files import read_pairs
 from ssah_lens.chat.save import check_free
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution_patching import attribution_patching
-from ssah_lens.intervene.patching import Patched, activation_patching
+from ssah_lens.intervene.patching import Patched, activation_patching, aligned_rows
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.results import PatchMap
 from ssah_lens.show.patching_figures import picture
@@ -68,18 +68,18 @@ def patch(
         BadInput: an unknown site or layer, pairs that are not token-aligned, or that have nothing to explain.
     """
     place = parse_site(site)
-    sides = [[t] if isinstance(t, str) else list(t) for t in (clean, corrupted)]
-    rows = check_aligned(model, *sides)
+    ones, others = ([t] if isinstance(t, str) else list(t) for t in (clean, corrupted))
+    rows = aligned_rows(model, ones, others)
     _check_layers(model, layers)
     if place is Site.NEURON:
         model.anatomy.check_neurons()
     openings = openings or find_openings(model, seed)
     if place is Site.NEURON and layers is None:
-        whole = activation_patching(model, *sides, openings.metric, Site.MLP, by_position=False, noising=noising)
+        whole = activation_patching(model, ones, others, openings.metric, Site.MLP, by_position=False, noising=noising)
         effect = 1 - whole.effect if noising else whole.effect
         layers = [int(np.nanargmax(np.abs(effect)))]
         note(f"neurons of layer {layers[0]}, whose MLP output moves the metric most; --layers chooses others")
-    given = model, *sides, openings.metric, place, by_position, noising, layers
+    given = model, ones, others, openings.metric, place, by_position, noising, layers
     found = activation_patching(*given) if steps is None else attribution_patching(*given, steps)
     _warn(found, note)
     return patch_map(model, found, openings, rows, seed)
@@ -215,30 +215,6 @@ def _check_folder(out: Path) -> None:
         raise BadInput(f"output folder '{out}' cannot be written: {e.strerror}; choose another --out") from e
 
 
-def check_aligned(model: ChatModel, clean: Sequence[str], corrupted: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """The rows of both sides.
-
-    Raises:
-        BadInput: sides of unequal number, pairs of unequal length or of the same tokens; all of them are named.
-    """
-    if len(clean) != len(corrupted) or not clean:
-        raise BadInput(f"patching needs pairs: got {len(clean)} clean and {len(corrupted)} corrupted prompts")
-    rows = model.rows(clean), model.rows(corrupted)
-    unequal = [i for i, (a, b) in enumerate(zip(*rows, strict=True), 1) if len(a.ids) != len(b.ids)]
-    if unequal:
-        a, b = (len(side[unequal[0] - 1].ids) for side in rows)
-        which = f"pair {unequal[0]}" if len(clean) > 1 else "the pair"
-        more = f" ({len(unequal)} of {len(clean)} pairs are not: {_some(unequal)})" if len(unequal) > 1 else ""
-        raise BadInput(
-            f"{which} is not token-aligned: {a} and {b} tokens for {model.name}{more}; patching needs the same number: "
-            "change a word, or choose pairs with ssah_lens.token_aligned"
-        )
-    same = [i for i, (a, b) in enumerate(zip(*rows, strict=True), 1) if a.ids == b.ids]
-    if same:
-        raise BadInput(f"pair {_some(same)}: both prompts are the same tokens; a pair must differ")
-    return rows
-
-
 def _warn(found: Patched, note: Callable[[str], None]) -> None:
     """What a reader of the map must know: that the two sides hardly differ in the choice itself."""
     clean, corrupted = float(np.mean(found.clean)), float(np.mean(found.corrupted))
@@ -256,10 +232,6 @@ def _check_layers(model: ChatModel, layers: Sequence[int] | None) -> None:
         raise BadInput(f"no layer {outside}: the model has layers 0-{model.grid.n_layers - 1}")
 
 
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-
-
 def _both_tokens(model: ChatModel, clean: Row, corrupted: Row) -> tuple[str, ...]:
     text = lambda i: model.tokenizer.decode([i])
     return tuple(text(a) if a == b else f"{text(a)} |{text(b)}" for a, b in zip(clean.ids, corrupted.ids, strict=True))
@@ -267,4 +239,6 @@ def _both_tokens(model: ChatModel, clean: Row, corrupted: Row) -> tuple[str, ...
 
 def _listed(values: np.ndarray) -> list:
     """Nested lists, None for NaN."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    out = values.astype(object)
+    out[np.isnan(values)] = None
+    return out.tolist()

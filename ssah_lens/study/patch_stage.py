@@ -48,13 +48,14 @@ def patch_stage(
     """
     sides = matched(model, harmful, twins, openings.metric, config.pairs)
     maps, cells = [], []
-    for site in SITES if sides else ():
-        exact = activation_patching(model, *sides, openings.metric, site)
-        rows = tuple(model.rows(side) for side in sides)
-        maps.append(patch_map(model, exact, openings, rows, seed))
-        guess = attribution_patching(model, *sides, openings.metric, site)
-        cells.append(cell_agreement(exact, guess, maps[-1].estimand))
-    if not sides:
+    if sides is not None:
+        paired = model.rows(sides[0]), model.rows(sides[1])
+        for site in SITES:
+            exact = activation_patching(model, *sides, openings.metric, site)
+            maps.append(patch_map(model, exact, openings, paired, seed))
+            guess = attribution_patching(model, *sides, openings.metric, site)
+            cells.append(cell_agreement(exact, guess, maps[-1].estimand))
+    else:
         note(f"note: fewer than two pairs have as many tokens on both sides for {model.name}: no patching maps")
     asked = harmful.sample(config.prompts, seed).texts
     units = tuple(
@@ -79,4 +80,5 @@ def matched(
         return None
     clean, corrupted = (metric_of(model, [side[i] for i in aligned], metric) for side in rows)
     best = np.sort(np.argsort(corrupted - clean, kind="stable")[:n])
-    return tuple([side.texts[aligned[i]] for i in best] for side in (harmful, twins))
+    chosen = [aligned[i] for i in best]
+    return [harmful.texts[i] for i in chosen], [twins.texts[i] for i in chosen]

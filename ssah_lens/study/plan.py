@@ -26,6 +26,12 @@ NEEDS = {
 }
 """Stages in their order, and which ones must be done before each."""
 STAGES = tuple(NEEDS)
+MODULES = {
+    **dict.fromkeys(("align", "refusal", "direction", "units", "patch", "report"), "stages"),
+    **dict.fromkeys(("scores", "stability", "contexts", "ablate", "sufficiency"), "proof_stages"),
+    **dict.fromkeys(("freeze", "tuning", "budget", "transfer"), "tuning_stages"),
+}
+"""Modules of this room that hold the stages' functions."""
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
     | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}

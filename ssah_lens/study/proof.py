@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def on_sets(bench: Bench, scu: UnitSet, sets: Sequence[PromptSet]) -> tuple[Harm
         HarmfulSet(
             prompts.name,
             *(
-                bench.keep(f"set-{i}-{name}", Outcomes, lambda u=units, p=prompts: asked(u, p))
+                bench.keep(f"set-{i}-{name}", Outcomes, partial(asked, units, prompts))
                 for name, units in conditions.items()
             ),
         )

@@ -14,7 +14,14 @@ import numpy as np
 
 from ssah_lens.chat.prompts import instructions, pairs, prompt_set
 from ssah_lens.intervene.resample import Bank
-from ssah_lens.results import AblateResult, ContextsResult, ScoreComparison, StabilityResult, SufficiencyResult
+from ssah_lens.results import (
+    AblateResult,
+    ContextsResult,
+    ScoreComparison,
+    StabilityResult,
+    SufficiencyResult,
+    Transplant,
+)
 from ssah_lens.score.base import Measured, PerUnit
 from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.ablate import Bench, Replacement, ablate_sets
@@ -114,7 +121,7 @@ def sufficiency(study: Study) -> SufficiencyResult:
     """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
     y, seed, table = study.yardstick, study.config.seed, study.table()
     keep = study.folder.parts("sufficiency")
-    moved = ()
+    moved: tuple[Transplant, ...] = ()
     if study.unaligned is not None and study.unaligned.grid == study.aligned.grid:
         sets = sets_to_move(table.roles[Role.SCU], seed)
         asked = study.unaligned, study.aligned, sets, y.harmful, y.ordinary

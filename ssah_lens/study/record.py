@@ -25,6 +25,8 @@ PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "
 _TYPES = {f.name: f.type for f in fields(Results)}
 STAGES = tuple(name for name in _TYPES if name not in ("schema", "model", "profile", "scorecard", "not_run"))
 """Those that leave a result."""
+ALIGNED = "aligned"
+"""Subfolder of the model that the study aligned itself."""
 
 
 class RunFolder:

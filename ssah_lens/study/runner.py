@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from ssah_lens.progress import bars_told, is_quiet
 from ssah_lens.results import Results
 from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
-from ssah_lens.study.plan import MINUTES, NEEDS, ON_ENGINE, STAGES, minutes, not_run, wanted_stages
-from ssah_lens.study.record import RunFolder, environment, write_results
+from ssah_lens.study.plan import MINUTES, MODULES, NEEDS, ON_ENGINE, STAGES, minutes, not_run, wanted_stages
+from ssah_lens.study.record import ALIGNED, RunFolder, environment
 
 if TYPE_CHECKING:
     from ssah_lens.chat.model import ChatModel
@@ -28,16 +29,8 @@ if TYPE_CHECKING:
     from ssah_lens.study.behaviour import Yardstick
     from ssah_lens.units import UnitTable
 
-CHECK_PROMPTS = 30
-"""Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
 OPENINGS = 36
 """Train prompts of each side whose answers tell how refusals open."""
-HELD_OUT = 24
-"""Benign validation instructions whose loss is measured before and after fine-tuning."""
-ALIGNED = "aligned"
-"""Folder of the model that the study aligned itself."""
-REFUSES = 0.5
-"""A model that refuses at least half of the validation prompts counts as aligned already."""
 Note = Callable[[str], None]
 
 
@@ -80,11 +73,11 @@ def run_study(
         budget = {stage: MINUTES[config.profile][stage] for stage in todo}
         with (
             cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,
-            stage_list(budget, note, live=not is_quiet()) as stages,
-            bars_told(stages.tell),
+            stage_list(budget, note, live=not is_quiet()) as shown,
+            bars_told(shown.tell),
         ):
             for stage in todo:
-                with stages.doing(stage):
+                with shown.doing(stage):
                     _run_stage(study, stage)
         for hypotheses, why in not_run(folder, str(out)).items():
             note(f"{hypotheses}: {why}")
@@ -109,13 +102,18 @@ def _run_stage(study: Study, stage: str) -> None:
         )
     study.folder.log("start", stage=stage)
     started = time.perf_counter()
-    result = getattr(study, stage)()
+    result = _body(stage)(study)
     seconds = time.perf_counter() - started
     study.folder.add_time(stage, seconds)
     if stage != "report":
         study.folder.save_stage(stage, result)
     study.release(stage)
     study.folder.log("done", stage=stage, seconds=round(seconds, 1), peak_mb=_peak_megabytes())
+
+
+def _body(stage: str) -> Callable[[Study], Any]:
+    """The stage's function, named as the stage is; its module is read when it is needed."""
+    return getattr(import_module(f"ssah_lens.study.{MODULES[stage]}"), stage)
 
 
 def _peak_megabytes() -> int | None:
@@ -129,7 +127,7 @@ def _peak_megabytes() -> int | None:
 
 
 class Study:
-    """The stages, and what they share: models, prompts and the yardstick, made when first needed."""
+    """What the stages share: models, prompts and the yardstick, made when first needed."""
 
     def __init__(self, config: StudyConfig, folder: RunFolder, note: Note) -> None:
         self.config, self.folder, self.note = config, folder, note
@@ -247,11 +245,15 @@ class Study:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
         self._keep_batch_share()
         if stage in ("units", "scores", "stability", "sufficiency", "budget", "transfer") and self._made:
-            for name in ("given", "unaligned"):
-                self.__dict__.pop(name, None)
+            self.let_go("given", "unaligned")
             if "calibration" in self.__dict__:
                 self.calibration = replace(self.calibration, unaligned=None)
         give_back()
+
+    def let_go(self, *models: str) -> None:
+        """Frees these models; one is read again when it is needed."""
+        for name in models:
+            self.__dict__.pop(name, None)
 
     def _keep_batch_share(self) -> None:
         """What a stage learnt of memory holds for the next stages, in this process and in one that resumes."""
@@ -273,7 +275,7 @@ class Study:
         first = everything.sample(self.config.align.ordinary, self.config.seed)
         return first, everything.without(first)
 
-    def _alignment_data(self, unaligned: ChatModel) -> AlignmentData:
+    def alignment_data(self, unaligned: ChatModel) -> AlignmentData:
         from ssah_lens.chat.prompts import pairs
         from ssah_lens.study.align import alignment_data, with_forms
 
@@ -285,9 +287,9 @@ class Study:
     @cached_property
     def yardstick(self) -> Yardstick:
         """The aligned model's yardstick on the test split."""
-        return self._yardstick(self.aligned)
+        return self.yardstick_of(self.aligned)
 
-    def _yardstick(self, reference: ChatModel) -> Yardstick:
+    def yardstick_of(self, reference: ChatModel) -> Yardstick:
         from ssah_lens.chat.prompts import instructions, pairs
         from ssah_lens.study.behaviour import find_refusal_tokens, yardstick
 
@@ -295,8 +297,8 @@ class Study:
         harmful, twins = pairs("test")
         done = self.folder.load_stage("refusal")
         if done is None:
-            train = pairs("train")[0], self.ordinary_train[0]
-            find = lambda: find_refusal_tokens(self.aligned, *(p.sample(OPENINGS, seed) for p in train), seed)
+            asked, ordinary = (p.sample(OPENINGS, seed) for p in (pairs("train")[0], self.ordinary_train[0]))
+            find = lambda: find_refusal_tokens(self.aligned, asked, ordinary, seed)
             tokens = self.folder.part("refusal", "tokens", list[int], find)
         else:
             tokens = done.refusal_token_ids
@@ -314,9 +316,9 @@ class Study:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return self._calibration(self.config.seed)
+        return self.calibration_of(self.config.seed)
 
-    def _calibration(self, seed: int) -> Calibration:
+    def calibration_of(self, seed: int) -> Calibration:
         """Calibration data of the aligned model, from train prompts drawn by a seed."""
         from ssah_lens.chat.prompts import pairs
         from ssah_lens.study.units import calibrate, harmless_mix
@@ -334,217 +336,6 @@ class Study:
             seed,
             refusal.refusal_token_ids if refusal else (),
         )
-
-    # ---- stages
-
-    def align(self) -> Any:
-        """Aligns the given model, unless it refuses already."""
-        from ssah_lens.chat import weights
-        from ssah_lens.chat.prompts import pairs
-        from ssah_lens.chat.save import save_model
-        from ssah_lens.measure.refusal import refusals
-        from ssah_lens.results import AlignResult
-        from ssah_lens.stats import Estimate
-        from ssah_lens.study.align import AlignmentData, align
-        from ssah_lens.study.freeze import training_result
-        from ssah_lens.train.checkpoint import Checkpoints
-
-        config, seed, keep = self.config, self.config.seed, self.folder.parts("align")
-        self.folder.discard(ALIGNED)  # saved by a run that was killed before this stage was whole
-        check = pairs("validation")[0].sample(CHECK_PROMPTS, seed)
-        rate = lambda: refusals(self.given, check, config.measure.judge, 12, "does it refuse?").rate()
-        before = keep("before", Estimate, rate)
-        if config.unaligned or before.value >= REFUSES:
-            return AlignResult(config.model, config.unaligned, None, before, None)
-        data = keep("data", AlignmentData, lambda: self._alignment_data(self.given))
-        checkpoints = Checkpoints.within(keep.working("training"), self.given)
-        done = align(self.given, data, config.align, seed, checkpoints=checkpoints)
-        result = AlignResult(config.model, None, training_result(self.given, done, len(data), None), before, rate())
-        folder = save_model(self.given, self.folder.path / ALIGNED)
-        wrote = weights.file_hashes(weights.resolve(str(folder)))
-        self.folder.update_record(aligned=wrote)
-        # The trained weights stay with the folder; the given model is read again when it is needed.
-        del self.__dict__["given"]
-        return result
-
-    def refusal(self) -> Any:
-        """Behaviour of both models on the test split; perplexity is that of the unaligned model's answers, if any."""
-        from ssah_lens.results import Behaviour, RefusalResult
-        from ssah_lens.study.behaviour import behave
-
-        y, keep = self._yardstick(self.unaligned or self.aligned), self.folder.parts("refusal")
-        does = lambda model: behave(model, y, twins=True, prose=True, written=True)[0]
-        aligned = keep("aligned", Behaviour, lambda: does(self.aligned))
-        unaligned = keep("unaligned", Behaviour, lambda: does(self.unaligned)) if self.unaligned else None
-        words = tuple(self.aligned.tokenizer.decode([t]) for t in y.tokens)
-        return RefusalResult(aligned, unaligned, words, y.tokens)
-
-    def direction(self) -> Any:
-        """The refuse-or-fulfil direction: read, ablated, added, interchanged; and how deep the alignment is."""
-        from ssah_lens.study.direction import study_direction
-        from ssah_lens.study.direction_data import direction_data
-
-        d, m, seed = self.config.direction, self.config.measure, self.config.seed
-        tokens = self.folder.load_stage("refusal").refusal_token_ids
-        data = direction_data(d, m, seed)
-        keep = self.folder.parts("direction")
-        return study_direction(self.aligned, self.unaligned, data, tokens, d, seed, m.judge, self.note, keep)
-
-    def units(self) -> Any:
-        """Scores, roles, `units.parquet`."""
-        from ssah_lens.chat.prompts import instructions, pairs
-        from ssah_lens.study.sweeps import effects_in_parts
-        from ssah_lens.study.units import find_units, harmless_mix
-
-        u, seed = self.config.units, self.config.seed
-        harmful, twins = pairs("validation")
-        harmless = harmless_mix(twins, instructions("validation"), u.validation, seed)
-        table, result = find_units(
-            self.aligned,
-            self.calibration,
-            harmful.sample(u.validation, seed),
-            harmless,
-            u,
-            store=self.score_parts,
-            effects=effects_in_parts(self.folder.parts("units"), self.ahead("units")),
-        )
-        table.save(self.folder.path / "units.parquet")
-        return result
-
-    def scores(self) -> Any:
-        """Every score beside the exact effect and beside the others, on validation prompts."""
-        from ssah_lens.study import proof_stages
-
-        return proof_stages.scores(self)
-
-    def stability(self) -> Any:
-        """The score on other calibration data; `units.parquet` gets each unit's confidence."""
-        from ssah_lens.study import proof_stages
-
-        return proof_stages.stability(self)
-
-    def contexts(self) -> Any:
-        """What the SCU that rank highest respond to and write; the explorer gets that of all units that matter."""
-        from ssah_lens.study import proof_stages
-
-        return proof_stages.contexts(self)
-
-    def ablate(self) -> Any:
-        """Every role ablated on the test split, beside its random twins; in the longer profiles the whole grid."""
-        from ssah_lens.study import proof_stages
-
-        return proof_stages.ablate(self)
-
-    def sufficiency(self) -> Any:
-        """The SCU's activations put into the unaligned model; the units that rank highest kept alone."""
-        from ssah_lens.study import proof_stages
-
-        return proof_stages.sufficiency(self)
-
-    def freeze(self) -> Any:
-        """Benign fine-tuning, three ways."""
-        from ssah_lens.chat.prompts import instructions
-        from ssah_lens.results import Behaviour
-        from ssah_lens.study.behaviour import behave
-        from ssah_lens.study.freeze import compare_freezing
-
-        ablated = self.folder.load_stage("ablate")  # it measured the same model by the same yardstick
-        if ablated is None:
-            look = lambda: behave(self.aligned, self.yardstick, choices=False)
-            before = self.folder.part("freeze", "before", tuple[Behaviour, tuple[bool, ...]], look)
-        else:
-            before = ablated.baseline, ablated.baseline_refused
-        return compare_freezing(
-            self.aligned,
-            self.table(),
-            self.ordinary_train[1],
-            instructions("validation").sample(HELD_OUT, self.config.seed),
-            self.yardstick,
-            before,
-            self.config.freeze,
-            self.config.seed,
-            self.folder.parts("freeze"),
-            self.ahead("freeze"),
-        )
-
-    def tuning(self) -> Any:
-        """Every way of fine-tuning, at equal steps and at equal validation loss."""
-        from ssah_lens.chat.prompts import pairs
-        from ssah_lens.study.tuning import compare_tuning, tuning_data
-
-        c, seed = self.config.tuning, self.config.seed
-        data = [tuning_data(self.aligned, name, *self._tuning_prompts(name)) for name in c.data]
-        keep = self.folder.parts("tuning")
-        validation = pairs("validation")[0].sample(c.validation, seed)
-        return compare_tuning(self.aligned, self.table(), data, validation, self.yardstick, c, seed, keep)
-
-    def _tuning_prompts(self, name: str) -> tuple[PromptSet, PromptSet]:
-        """What to fine-tune on, and what is held out of the same kind."""
-        from ssah_lens.chat.prompts import identity_shift, instructions
-
-        n, seed = self.config.tuning.validation, self.config.seed
-        if name == "ordinary":
-            return self.ordinary_train[1], instructions("validation").sample(n, seed)
-        if name == "terse":
-            return instructions("train", "terse"), instructions("validation", "terse").sample(n, seed)
-        everything = identity_shift()
-        held_out = everything.sample(max(1, len(everything) // 5), seed)
-        return everything.without(held_out), held_out
-
-    def budget(self) -> Any:
-        """Alignment of the unaligned model through all parameters, redundant units only, random units only."""
-        from ssah_lens.study.budget import compare_budgets
-
-        if self.unaligned is None:
-            raise BadInput("stage 'budget' aligns the unaligned counterpart anew; name it with --unaligned")
-        return compare_budgets(
-            self.unaligned,
-            self.table(),
-            self._alignment_data(self.unaligned),
-            self._yardstick(self.unaligned),
-            self.config.align,
-            self.config.budget,
-            self.config.seed,
-            self.folder.parts("budget"),
-        )
-
-    def transfer(self) -> Any:
-        """Where the roles go by fine-tuning, and whether that carries the loss of safety."""
-        from ssah_lens.score import score
-        from ssah_lens.study.turnover import turnover
-        from ssah_lens.train.data import rows_of
-        from ssah_lens.train.loop import TrainSettings
-        from ssah_lens.units import UnitTable
-
-        c, seed, table = self.config.tuning, self.config.seed, self.table()
-
-        def rescore(model: ChatModel, at: int) -> UnitTable:
-            scores = score(self.config.units.score)(model, self._calibration(at))
-            return UnitTable(table.grid, scores.safety, scores.utility, table.roles, table.provenance)
-
-        settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
-        rows = rows_of(self.aligned, self._tuning_prompts("ordinary")[0])
-        return turnover(self.aligned, table, rescore, rows, self.yardstick, settings, seed)
-
-    def patch(self) -> Any:
-        """Activation patching over matched test pairs, and what stands in for exact effects."""
-        from ssah_lens.chat.prompts import pairs
-        from ssah_lens.study.openings import find_openings
-        from ssah_lens.study.patch_stage import patch_stage
-
-        openings = find_openings(self.aligned, self.config.seed)
-        return patch_stage(self.aligned, *pairs("test"), openings, self.config.patch, self.config.seed, self.note)
-
-    def report(self) -> None:
-        """`results.json`, the figures and `report.html`."""
-        from ssah_lens.show.run_folder import render
-        from ssah_lens.study.explored import load_contexts
-
-        results = self.results()
-        write_results(self.folder, results)
-        table = self.table() if self.folder.done("units") else None
-        contexts = load_contexts(self.folder.path) or (results.contexts.units if results.contexts else ())
-        render(results, table, self.folder.record, self.folder.path, contexts)
 
     @property
     def score_parts(self) -> Path:

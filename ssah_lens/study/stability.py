@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,6 @@ def stability(
         also: another calibration sample, to compare with as well.
     """
     name = str(table.provenance["score"])
-    signed = bool(table.provenance.get("signed", True))
     folder.mkdir(parents=True, exist_ok=True)
 
     def again(what: str, make: Callable[[], Calibration]) -> UnitTable:
@@ -51,12 +51,12 @@ def stability(
             calibration = replace(calibration, measured=replace(calibration.measured, store=folder))
             found = score(name)(model, calibration)
             fresh = replace(table, safety=found.safety, utility=found.utility, confidence=None)
-            roles = recut(fresh, table, signed)
+            roles = recut(fresh, table)
             replace(fresh, roles=roles, provenance={**table.provenance, "sample": what}).save(file)
         return UnitTable.load(file, model.grid)
 
     plan: dict[str, Callable[[], Calibration]] = {
-        f"bootstrap {i}": (lambda i=i: bootstrap(model, data, data.seed + 1 + i)) for i in range(reruns)
+        f"bootstrap {i}": partial(bootstrap, model, data, data.seed + 1 + i) for i in range(reruns)
     }
     plan |= {"first half": lambda: half(model, data, 0), "other half": lambda: half(model, data, 1)}
     plan["other seed"] = lambda: replace(data, seed=data.seed + 1000)
@@ -83,11 +83,10 @@ def kept_role(table: UnitTable, reruns: list[UnitTable]) -> dict[Kind, np.ndarra
     """Share of the reruns in which each unit has the role that it has in the table."""
     out = {}
     for kind in Kind:
-        same = sum(
-            (table.roles[role].masks[kind] & other.roles[role].masks[kind]).astype(float)
-            for other in reruns
-            for role in Role
-        )
+        same = np.zeros(table.safety[kind].shape)
+        for other in reruns:
+            for role in Role:
+                same += table.roles[role].masks[kind] & other.roles[role].masks[kind]
         out[kind] = same / max(len(reruns), 1)
     return out
 

@@ -9,6 +9,7 @@ own distinction between harmful and harmless prompts is left, as k rises from no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -72,7 +73,7 @@ def transplant(
         return Transplant(name, len(units), outcomes(found[0]), outcomes(found[1]), stats.mean(scores))
 
     return tuple(
-        keep(f"transplant-{name.replace(' ', '-')}", Transplant, lambda n=name, u=units: asked(n, u))
+        keep(f"transplant-{name.replace(' ', '-')}", Transplant, partial(asked, name, units))
         for name, units in progress(sets.items(), "moving units")
     )
 
@@ -125,7 +126,7 @@ def faithfulness(
         return Faithfulness(name, tuple(shares), tuple(found), area, distance, whole, none)
 
     return tuple(
-        keep(f"faithfulness-{n.replace(' ', '-')}", Faithfulness, lambda n=n, r=r: curve(n, r))
+        keep(f"faithfulness-{n.replace(' ', '-')}", Faithfulness, partial(curve, n, r))
         for n, r in progress(rankings.items(), "keeping units alone")
     )
 

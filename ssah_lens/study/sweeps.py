@@ -6,6 +6,7 @@ A sweep treats each layer and kind by itself, so that the numbers are those of o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -49,6 +50,6 @@ def effects_in_parts(keep: Keep, ahead: Ahead = nothing_ahead) -> Effects:
         shared, items = (rows, metric, fill, last), {f"{what}-{e.site}-{e.layer}": e for e in edits}
         ahead(swept, shared, items, list[float])
         bar = progress(items.items(), f"exact effects, {what}")
-        return np.concatenate([keep(name, list[float], lambda e=e: swept(model, shared, e)) for name, e in bar])
+        return np.concatenate([keep(name, list[float], partial(swept, model, shared, e)) for name, e in bar])
 
     return effects

@@ -8,18 +8,15 @@ between any two calibration samples; a third table, of the model before on anoth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from ssah_lens import stats
 from ssah_lens.errors import BadInput
 from ssah_lens.results import RoleMoves, TransferReport
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import ranking
-from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, UnitTable
-
-CUT = (Role.RU, Role.SCU, Role.UCU)
-"""Roles that have a ranking, in the order of precedence; CU is the rest."""
+from ssah_lens.score.roles import cut_like, scores_of
+from ssah_lens.units import Role, UnitGrid, UnitSet, UnitTable
 
 
 def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None) -> TransferReport:
@@ -33,8 +30,7 @@ def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None)
     Raises:
         BadInput: another shape or another score.
     """
-    signed = is_signed(before)
-    find = lambda table: moves(before.grid, before.roles, recut(_matched(before, table), before, signed))
+    find = lambda table: moves(before.grid, before.roles, recut(_matched(before, table), before))
     return TransferReport(
         **vars(find(after)),
         score=str(before.provenance.get("score", "")),
@@ -43,27 +39,12 @@ def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None)
     )
 
 
-def recut(table: UnitTable, sizes: UnitTable, signed: bool) -> dict[Role, UnitSet]:
-    """Roles of one table's scores, as many units of each kind as the roles of another have.
+def recut(table: UnitTable, like: UnitTable) -> dict[Role, UnitSet]:
+    """Roles of one table's scores, cut as another's were: by its rule, in its layers, at its sizes.
 
-    A table cut at its own sizes gets its own roles back.
+    A table that is cut like itself gets its own roles back.
     """
-    layers = sizes.provenance.get("layers")
-    scores = Scores(table.safety, table.utility, signed, range(*layers) if layers else None)
-    free = UnitSet(table.grid, {k: np.ones((table.grid.n_layers, table.grid.width(k)), dtype=bool) for k in Kind})
-    roles = {}
-    for role in CUT:
-        rank = ranking(scores, role)
-        masks = {}
-        for kind in Kind:
-            values = np.where(free.masks[kind], rank[kind], -np.inf).ravel()
-            order = np.argsort(-values, kind="stable")[: int(sizes.roles[role].masks[kind].sum())]
-            mask = np.zeros(values.size, dtype=bool)
-            mask[order] = True
-            masks[kind] = mask.reshape(rank[kind].shape)
-        roles[role] = UnitSet(table.grid, masks)
-        free = free - roles[role]
-    return roles | {Role.CU: free}
+    return cut_like(replace(scores_of(like), safety=table.safety, utility=table.utility), like.roles)
 
 
 def moves(grid: UnitGrid, before: Mapping[Role, UnitSet], after: Mapping[Role, UnitSet]) -> RoleMoves:
@@ -89,12 +70,3 @@ def _matched(before: UnitTable, other: UnitTable) -> UnitTable:
     if scores[0] != scores[1]:
         raise BadInput(f"the units were scored by '{scores[0]}' and '{scores[1]}'; score both the same way (--score)")
     return other
-
-
-def is_signed(table: UnitTable) -> bool:
-    """Whether redundancy was read from magnitudes; an older file does not say, but its own roles do."""
-    said = table.provenance.get("signed")
-    if said is not None:
-        return bool(said)
-    again = recut(table, table, signed=True)
-    return all(again[role] == table.roles[role] for role in Role)

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
 import torch
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import TuningConfig
+from ssah_lens.direction.onset import forced, opening
 from ssah_lens.errors import BadInput
 from ssah_lens.measure import utility
-from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import ask, refusals
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import ranking
-from ssah_lens.stats import rate
-from ssah_lens.study.behaviour import Yardstick, behave, outcomes
+from ssah_lens.score.roles import ranking, scores_of
+from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
-from ssah_lens.study.transfer import is_signed
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.loop import Trained, TrainSettings
 from ssah_lens.train.methods import LR, METHODS, Method, Tuned, tune, weights_put_back
@@ -92,7 +89,7 @@ def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Meth
     out = {FULL: Method()}
     for label in config.methods:
         out[label] = Method("freeze", freeze=frozen[label]) if label in frozen else Method(label)
-    rank = ranking(Scores(table.safety, table.utility, is_signed(table)), Role.SCU)
+    rank = ranking(scores_of(table), Role.SCU)
     for share in config.shares:
         top = top_units(table.grid, rank, share)
         out[f"freeze top {share:.3g}"] = Method("freeze", freeze=top)
@@ -125,17 +122,17 @@ def compare_tuning(
     trial = _Trial(model, validation, y, config)
     before, arms = [], []
     for d in data:
-        before.append(keep(f"before-{d.name}", TunedArm, lambda d=d: trial.measured(model, "before", d, seed, None)))
+        before.append(keep(f"before-{d.name}", TunedArm, partial(trial.measured, model, "before", d, seed, None)))
         for s in range(seed, seed + config.seeds):
-            mark = None
+            mark: TunedArm | None = None
             for label, method in methods(table, config, s).items():
                 name = f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "")
-                arm = keep(name, TunedArm, lambda a=(label, method, d, s): trial.run(*a))
-                mark = arm if label == FULL else mark
+                arm = keep(name, TunedArm, partial(trial.run, label, method, d, s))
+                mark = mark or arm  # `full` comes first
                 arms.append(arm)
                 if arm.validation_loss > mark.validation_loss + AS_LOW:
                     target = mark.validation_loss
-                    arms.append(keep(f"{name}-loss", TunedArm, lambda a=(label, method, d, s, target): trial.run(*a)))
+                    arms.append(keep(f"{name}-loss", TunedArm, partial(trial.run, label, method, d, s, target)))
     return TuningResult(tuple(before), tuple(arms))
 
 
@@ -217,14 +214,10 @@ def task_quality(model: ChatModel, rows: Sequence[Row]) -> tuple[float, float]:
 
 def around(model: ChatModel, y: Yardstick) -> dict[str, Outcomes]:
     """Outcomes on the harmful test prompts when a refusal is talked around: a fulfilling opening, role play."""
-    prefix = model.response_tokens(PREFILL, ended=False)
-    said = model.generate(y.harmful.texts, y.max_new_tokens + len(prefix), prefix=prefix, what="prefilled")
-    judged = judge(y.judge)(y.harmful.texts, [model.text(t[len(prefix) :]) for t in said])
-    share = lambda o: rate(np.array([j is o for j in judged]))
-    out = {"prefilled": Outcomes(*(share(o) for o in (Outcome.REFUSED, Outcome.FULFILLED, Outcome.INCOHERENT)))}
+    said = forced(model, y.harmful.texts, opening(model, PREFILL), y.max_new_tokens, y.judge, what="prefilled")
     played = [
         PromptSet(f"role play {i + 1}", tuple(replace(p, text=t.format(p.text)) for p in y.harmful))
         for i, t in enumerate(ROLE_PLAY)
     ]
     found = ask(model, played, y.judge, y.max_new_tokens)
-    return out | {p.name: outcomes(f) for p, f in zip(played, found, strict=True)}
+    return {"prefilled": rates(said)} | {p.name: outcomes(f) for p, f in zip(played, found, strict=True)}

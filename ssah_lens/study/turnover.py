@@ -16,10 +16,10 @@ import torch
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.measure.refusal import refusals
-from ssah_lens.results import Restored, RoleMoves, TransferResult
+from ssah_lens.results import Restored, RoleMoves, TransferReport, TransferResult
 from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
-from ssah_lens.study.transfer import is_signed, recut, transfer
+from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
 from ssah_lens.train.methods import Method, tune, weights_put_back
@@ -51,27 +51,28 @@ def turnover(
     """
     refused = {BEFORE: _refused(model, y, BEFORE)}
     null = rescore(model, seed + 1)
-    report, restored = None, ()
-    found: dict[str, RoleMoves] = {}
+    restored: list[Restored] = []
+    found: dict[str, TransferReport] = {}
     for name, method in ((TUNED, Method()), (SAFE, Method("mix-refusals"))):
         start = {p: p.detach().clone() for p in model.plain.parameters()}
         with weights_put_back(model):
             tune(model, rows, settings, method, f"fine-tuning, {name}")
             refused[name] = _refused(model, y, name)
             after = rescore(model, seed)
-            report = transfer(before, after, null)
-            found[name] = RoleMoves(report.matrix, report.counts, report.held, report.chance)
+            found[name] = transfer(before, after)
             if name == TUNED:
                 restored = _restored(model, start, before, after, y, seed)
-    return TransferResult(
-        report.score, report.n_units, refused, found[TUNED], found[SAFE], report.null, tuple(restored)
+    chance, last = transfer(before, null), found[SAFE]
+    tuned, safe, by_chance = (
+        RoleMoves(r.matrix, r.counts, r.held, r.chance) for r in (found[TUNED], found[SAFE], chance)
     )
+    return TransferResult(last.score, last.n_units, refused, tuned, safe, by_chance, tuple(restored))
 
 
 def _restored(model, start, before: UnitTable, after: UnitTable, y: Yardstick, seed: int) -> list[Restored]:
     """Refusals of the tuned model with the parameters of some units put back."""
     was = before.roles[Role.SCU]
-    held = was & recut(after, before, is_signed(before))[Role.SCU]
+    held = was & recut(after, before)[Role.SCU]
     out = []
     for name, units in ((LOST, was - held), (HELD, held)):
         if not len(units):

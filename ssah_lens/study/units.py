@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +59,21 @@ def calibrate(
         raise BadInput(f"'{unaligned.name}' has another vocabulary than '{model.name}': it is not its counterpart")
     if not refusal_tokens and config.score in NEED_TOKENS:
         refusal_tokens = find_refusal_tokens(model, harmful, harmless, seed)
-    more = {
-        "seed": seed,
-        "steps": config.steps,
-        "unaligned": unaligned,
-        "refusal_tokens": tuple(refusal_tokens),
-        "measured": Measured(config.exact_units, config.exact_prompts),
-    }
+    calibration = partial(
+        Calibration,
+        seed=seed,
+        steps=config.steps,
+        unaligned=unaligned,
+        refusal_tokens=tuple(refusal_tokens),
+        measured=Measured(config.exact_units, config.exact_prompts),
+    )
     safe, useful = ask(model, [harmful, harmless], max_new_tokens=ANSWER_TOKENS)
     refused, answers = _kept(model, harmful, safe, Outcome.REFUSED)
     answered, replies = _answered(model, harmless, useful)
     safety = model.rows(refused.texts, answers, refused.systems)
     utility = model.rows(answered.texts, replies, answered.systems)
     if len(refused) < MIN_REFUSED:
-        return Calibration([], utility, [], Moments.zeros(model), collect(model, utility), **more)
+        return calibration([], utility, [], Moments.zeros(model), collect(model, utility))
     if unaligned is not None:
         fulfilling = own_answers(unaligned, refused, ANSWER_TOKENS, "fulfilling answers")
     else:
@@ -80,13 +82,12 @@ def calibrate(
         outcomes = judge("keyword")(refused.texts, [model.text(t[len(prefix) :]) for t in said])
         # A well aligned model takes the opening back: of such an answer only the opening can be learnt from.
         fulfilling = [prefix if o is Outcome.REFUSED else t for t, o in zip(said, outcomes, strict=True)]
-    return Calibration(
+    return calibration(
         safety,
         utility,
         model.rows(refused.texts, fulfilling, refused.systems),
         collect(model, safety, "moments, harmful"),
         collect(model, utility, "moments, harmless"),
-        **more,
     )
 
 

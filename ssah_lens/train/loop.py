@@ -168,56 +168,115 @@ def train(
         Fault: a frozen parameter has changed.
     """
     objective = Objective(rows, anchors, constraint)
-    every = objective.every
-    check_rows(model, rows and every)
+    check_rows(model, rows and objective.every)
     parts = list(parts) if parts is not None else trainable_parts(model, frozen, settings.policy)
-    optimizer = _optimizer(settings, [part.tensor for part in parts])
-    order = _order([len(r.ids) for r in every], settings)
-    what_counts = (settings, constraint and constraint.strengths, anchors and anchors.weight)
-    key = run_key(what_counts, every, parts, frozen.sha256 if frozen else "") if checkpoints else ""
-    done = checkpoints.resume(key, parts, optimizer) if checkpoints else Progress()
-    good = _Good(parts, done, settings.keep_good)
-    enough = False
-
-    def report() -> Trained:
-        held = (frozen.n_parameters, True, frozen.sha256) if frozen else (0, None, "")
-        n = sum(part.tensor.numel() for part in parts)
-        return Trained(tuple(done.losses), *held, n, tuple(done.curve), enough)
-
-    kept = time.monotonic()
+    run = _Run(model, objective, settings, parts, frozen, watch)
+    if checkpoints:
+        what_counts = (settings, constraint and constraint.strengths, anchors and anchors.weight)
+        run.resume(checkpoints, run_key(what_counts, objective.every, parts, frozen.sha256 if frozen else ""))
     with only_trainable(model.plain, parts):
-        enough = _look(model, watch, done, settings)
-        for step in progress(range(done.step, settings.steps), what):
-            if enough:
-                break
-            loss = _gradient(objective, model, optimizer, order[step], settings.part_tokens)
-            norm = float(torch.nn.utils.clip_grad_norm_([part.tensor for part in parts], settings.clip))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                bad = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
-                back = f"; the model has its weights of step {good.restore(done)} again" if settings.keep_good else ""
-                raise Diverged(
-                    f"the {bad} at step {step}: lower the learning rate ({settings.lr}){back}",
-                    report(),
-                    model,
-                )
-            good.keep(done)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(step)
-            optimizer.step()
-            for part in parts:
-                part.write()
-            done.losses.append(loss)
-            enough = _look(model, watch, done, settings)
-            due = checkpoints and done.step % checkpoints.every == 0 and time.monotonic() - kept >= checkpoints.seconds
-            if due:
-                checkpoints.save(key, parts, optimizer, done)
-                kept = time.monotonic()
+        run.to_the_end(what)
     if frozen is not None and not frozen.unchanged():
         raise Fault("a frozen parameter changed in training")
-    trained = report()
-    del optimizer, parts, good
+    trained = run.report()
+    del run, parts
     give_back()
     return trained
+
+
+class _Run:
+    """A run under way: what is trained, how far it is, and its last good weights."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        objective: Objective,
+        settings: TrainSettings,
+        parts: list[Part],
+        frozen: FrozenSlices | None,
+        watch: Watch | None,
+    ) -> None:
+        self.model, self.objective, self.settings = model, objective, settings
+        self.parts, self.frozen, self.watch = parts, frozen, watch
+        self.tensors = [part.tensor for part in parts]
+        self.optimizer = _optimizer(settings, self.tensors)
+        self.order = _order([len(r.ids) for r in objective.every], settings)
+        self.done = Progress()
+        self.enough = False
+        self.checkpoints: Checkpoints | None = None
+        self.key = ""
+
+    def resume(self, checkpoints: Checkpoints, key: str) -> None:
+        """Takes up what was kept there, if anything was, and goes on keeping."""
+        self.checkpoints, self.key = checkpoints, key
+        self.done = checkpoints.resume(key, self.parts, self.optimizer)
+
+    def to_the_end(self, what: str) -> None:
+        """All steps that are left, fewer when the watch has seen enough.
+
+        Raises:
+            Diverged: the loss or a gradient is not finite.
+        """
+        good = _Good(self.parts, self.done, self.settings.keep_good)
+        kept = time.monotonic()
+        self._look()
+        for step in progress(range(self.done.step, self.settings.steps), what):
+            if self.enough:
+                break
+            self._step(step, good)
+            self._look()
+            kept = self._save(kept)
+
+    def _step(self, step: int, good: _Good) -> None:
+        settings = self.settings
+        loss = _gradient(self.objective, self.model, self.optimizer, self.order[step], settings.part_tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.tensors, settings.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            bad = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
+            back = f"; the model has its weights of step {good.restore(self.done)} again" if settings.keep_good else ""
+            text = f"the {bad} at step {step}: lower the learning rate ({settings.lr}){back}"
+            raise Diverged(text, self.report(), self.model)
+        good.keep(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        self.optimizer.step()
+        for part in self.parts:
+            part.write()
+        self.done.losses.append(loss)
+
+    def _look(self) -> None:
+        """One point of the curve when one is due; sees whether training may end."""
+        watch, done = self.watch, self.done
+        if watch is None:
+            return
+        due = done.step % watch.every == 0 or done.step == self.settings.steps
+        if due and (not done.curve or done.curve[-1][0] < done.step):
+            self.model.plain.eval()
+            with torch.no_grad():
+                done.curve.append((done.step, dict(watch.look())))
+            self.model.plain.train()
+        self.enough = bool(done.curve) and watch.enough(done.curve[-1][1])
+
+    def _save(self, kept: float) -> float:
+        """Keeps a checkpoint when one is due; returns when the last one was kept."""
+        where = self.checkpoints
+        if where is None or self.done.step % where.every or time.monotonic() - kept < where.seconds:
+            return kept
+        where.save(self.key, self.parts, self.optimizer, self.done)
+        return time.monotonic()
+
+    def report(self) -> Trained:
+        """What happened so far."""
+        held = self.frozen
+        return Trained(
+            tuple(self.done.losses),
+            held.n_parameters if held else 0,
+            True if held else None,
+            held.sha256 if held else "",
+            sum(t.numel() for t in self.tensors),
+            tuple(self.done.curve),
+            self.enough,
+        )
 
 
 def _gradient(
@@ -260,19 +319,6 @@ class _Good:
         del done.losses[self.step :]
         done.curve[:] = [(step, seen) for step, seen in done.curve if step <= self.step]
         return self.step
-
-
-def _look(model: ChatModel, watch: Watch | None, done: Progress, settings: TrainSettings) -> bool:
-    """One point of the curve when one is due; True when training may end."""
-    if watch is None:
-        return False
-    due = done.step % watch.every == 0 or done.step == settings.steps
-    if due and (not done.curve or done.curve[-1][0] < done.step):
-        model.plain.eval()
-        with torch.no_grad():
-            done.curve.append((done.step, dict(watch.look())))
-        model.plain.train()
-    return bool(done.curve) and watch.enough(done.curve[-1][1])
 
 
 def _optimizer(settings: TrainSettings, tensors: list[Tensor]) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -152,9 +152,9 @@ def tune(
     settings: TrainSettings,
     method: Method,
     what: str = "fine-tuning",
-    look: Callable[[ChatModel], dict[str, float]] | None = None,
+    look: Callable[[ChatModel], Mapping[str, float]] | None = None,
     every: int = 0,
-    enough: Callable[[dict[str, float]], bool] = lambda seen: False,
+    enough: Callable[[Mapping[str, float]], bool] = lambda seen: False,
     checkpoints: Checkpoints | None = None,
 ) -> Tuned:
     """Fine-tunes by a method, in place; an adapter that cannot be merged leaves the model's own weights alone.

@@ -88,10 +88,12 @@ def trainable_parts(model: ChatModel, frozen: FrozenSlices | None = None, policy
     return [Part(s.parameter, None if s.numel == s.parameter.numel() else s) for s in rest]
 
 
-def check_policy(name: str) -> None:
-    """Raises BadInput for an unknown policy, before any model is loaded."""
-    if name not in get_args(Policy):
-        raise BadInput(f"no policy '{name}': allowed are {', '.join(get_args(Policy))}")
+def check_policy(name: str) -> Policy:
+    """The policy of this name; raises BadInput for an unknown one, before any model is loaded."""
+    for policy in get_args(Policy):
+        if policy == name:
+            return policy
+    raise BadInput(f"no policy '{name}': allowed are {', '.join(get_args(Policy))}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.distance import distances
-from ssah_lens.direction.extract import Tried, cells, choose, differences
+from ssah_lens.direction.extract import cells, choose, differences
 from ssah_lens.direction.onset import forced, opening, projections, token_kl
 from ssah_lens.direction.separability import areas, fit, shuffles
 from ssah_lens.direction.states import States, collect_states, n_positions
@@ -20,6 +20,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
 from ssah_lens.measure.refusal import log_odds, refusal_scores
+from ssah_lens.results import CandidateDirection
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not", "Tell me, please: what is 7 x 8?"]
 TOKENS = (40, 50)
@@ -112,7 +113,7 @@ def test_a_difference_of_means_by_hand():
 
 
 def test_the_published_choice_and_its_fallbacks():
-    row = lambda bypass, induce, kl, allowed: Tried(3, -1, 1.0, bypass, induce, kl, allowed)
+    row = lambda bypass, induce, kl, allowed: CandidateDirection(3, -1, 1.0, bypass, induce, kl, allowed)
     good, harmful, idle = row(-1, 1, 0.05, True), row(-5, 1, 0.3, False), row(-8, -3, 0.02, False)
     assert choose([good, harmful, idle], 0) == (good, False)
     assert choose([harmful, idle], 0) == (harmful, True)  # an idle direction harms nothing, and shows nothing

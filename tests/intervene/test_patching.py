@@ -91,7 +91,7 @@ def test_transformer_lens_takes_the_result(micro: ChatModel, noising: bool):
 
 def test_pairs_that_are_not_token_aligned_are_refused(micro: ChatModel):
     for clean, corrupted, match in (
-        (["abc"], ["abc def ghi"], "pair 1 is not token-aligned"),
+        (["abc"], ["abc def ghi"], "the pair is not token-aligned"),
         (["abc"], ["abc"], "same tokens"),
         (["abc"], [], "1 clean and 0 corrupted"),
     ):

@@ -43,6 +43,14 @@ def test_only_the_budget_is_trained_and_the_start_comes_back(micro_copy: ChatMod
     assert arms[ALL].tax != 0 and arms[REDUNDANT].tax != arms[RANDOM].tax
 
 
+def test_redundant_units_are_those_of_the_layers_that_were_ranked(micro: ChatModel):
+    values = {k: np.ones((2, micro.grid.width(k))) for k in Kind}
+    scores = Scores(values, values, signed=True, layers=range(1, 2))
+    roles = assign(micro.grid, scores, Sizes(0.1, 0.1, 0.1))
+    table = UnitTable(micro.grid, values, values, roles, {"signed": True, "layers": [1, 2]})
+    assert all(layer == 1 for k in Kind for layer, _ in np.argwhere(redundant(table, 0.4).masks[k]))
+
+
 def result(redundant: str, tax: float) -> BudgetResult:
     def behaviour(hits) -> Behaviour:
         o = Outcomes(rate(hits), rate([not h for h in hits]), rate([False] * len(hits)))

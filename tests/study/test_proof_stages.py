@@ -56,7 +56,7 @@ def folder(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = lambda split: (prompts(True, 24, SEEDS[split]), prompts(False, 24, SEEDS[split]))
     ordinary = lambda split: PromptSet("ordinary", prompts(False, 24, SEEDS[split] + 1).prompts)
     with pytest.MonkeyPatch.context() as patch:
-        places = ("chat.prompts", "study.proof_stages", "study.openings", "study.contexts")
+        places = ("chat.prompts", "study.stages", "study.proof_stages", "study.openings", "study.contexts")
         for place in places:
             patch.setattr(f"ssah_lens.{place}.pairs", pairs)
             patch.setattr(f"ssah_lens.{place}.instructions", ordinary)

@@ -29,6 +29,11 @@ def test_every_stage_has_a_budget_and_a_result():
     assert set(record.STAGES) == set(runner.STAGES) - {"report"}
 
 
+@pytest.mark.parametrize("stage", runner.STAGES)
+def test_every_stage_has_a_body_of_its_name(stage: str):
+    assert runner._body(stage).__name__ == stage
+
+
 def test_the_grid_is_in_the_longer_profiles_and_can_be_written(tmp_path: Path):
     quick, standard = study_config(), study_config(profile="standard")
     assert quick.ablate.doses == () and quick.ablate.modes == ("mean", "zero")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import Sizes, assign
+from ssah_lens.score.roles import Sizes, assign, scores_of
 from ssah_lens.study.transfer import moves, recut, transfer
 from ssah_lens.units import Kind, Role, UnitGrid, UnitSet, UnitTable
 
@@ -33,11 +33,20 @@ def test_a_table_cut_at_its_own_sizes_is_itself(seed, ru, scu, ucu, signed, told
     t = table(seed, Sizes(ru, scu, ucu), signed, layers, told=told or layers is not None)
     report = transfer(t, t)
     for role in Role:
-        assert recut(t, t, signed)[role] == t.roles[role]
+        assert recut(t, t)[role] == t.roles[role]
         if len(t.roles[role]):
             assert report.held[role].value == 1
     shares = {r: len(t.roles[r]) / GRID.n_units for r in Role}
     assert report.matrix == {b: {a: shares[b] if a == b else 0 for a in Role} for b in Role}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_file_that_does_not_say_is_cut_as_its_roles_were(signed):
+    """Another sample's scores too, which alone would not tell (`stability` cuts them so)."""
+    old, said = (table(0, Sizes(0.3, 0.1, 0.1), signed, told=told) for told in (False, True))
+    other = table(1, Sizes(0, 0, 0), signed)
+    assert scores_of(old).signed is signed
+    assert recut(other, old) == recut(other, said)
 
 
 def test_sizes_are_those_before_whatever_the_other_table_says():
@@ -45,7 +54,7 @@ def test_sizes_are_those_before_whatever_the_other_table_says():
     before, after = table(0, Sizes(0.2, 0.1, 0.1), True), table(0, Sizes(0.1, 0.025, 0.3), True)
     got = transfer(before, after)
     assert got.held[Role.SCU].value == got.held[Role.RU].value == 1
-    other = recut(table(1, Sizes(0.4, 0.4, 0), False), before, True)
+    other = recut(table(1, Sizes(0.4, 0.4, 0), False), before)
     for kind in Kind:
         sizes = {r: int(u.masks[kind].sum()) for r, u in before.roles.items()}
         assert {r: int(u.masks[kind].sum()) for r, u in other.items()} == sizes

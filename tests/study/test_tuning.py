@@ -76,6 +76,12 @@ def test_unknown_way_and_no_held_out(micro: ChatModel, table: UnitTable):
         tuning_data(micro, "tune", DATA, PromptSet("none", ()))
 
 
+def test_shares_are_those_of_the_layers_that_were_ranked(micro: ChatModel, table: UnitTable):
+    table = replace(table, provenance={**table.provenance, "layers": [1, 2]})
+    (top,) = (m.freeze for label, m in methods(table, TuningConfig(shares=(0.3,)), 0).items() if "top 0.3" in label)
+    assert len(top) and not any(top.masks[k][0].any() for k in Kind)
+
+
 def arm(method: str, refused: str, loss: float = 2.0, seed: int = 0, held: float | None = 0.0, **more) -> TunedArm:
     """`refused`: one character per prompt, 'r' for refused."""
     hits = tuple(c == "r" for c in refused)

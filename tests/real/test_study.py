@@ -26,7 +26,7 @@ ordinary = 10
 twins = 8
 max_new_tokens = 10
 choices = 10
-prose = 4
+prose = 8
 [units]
 calibration = 24
 validation = 24

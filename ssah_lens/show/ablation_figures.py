@@ -108,7 +108,8 @@ def _log_ratio_axis(axes: Axes, label: str) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.8), max(high, 1.5))
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if axes.get_ylim()[1] < 50 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+    power = lambda v: rf"$10^{{{round(np.log10(v))}}}$×"  # a vast axis has whole powers only
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×" if v < 1000 else power(v)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(label)
 

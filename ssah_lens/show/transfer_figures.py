@@ -39,7 +39,7 @@ BAR = 0.045
 """Width of a role's bar, as a share of the width of the diagram."""
 GAP = 0.06
 """Between two bars, as a share of all units drawn."""
-LINE = 0.027
+LINE = 0.034
 """Height of a written number, as a share of the diagram's."""
 LEAST_TOLD = 0.015
 """Flows of this share of what is drawn, or more, have their number written on them."""

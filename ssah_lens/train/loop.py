@@ -170,6 +170,7 @@ def train(
     objective = Objective(rows, anchors, constraint)
     check_rows(model, rows and objective.every)
     parts = list(parts) if parts is not None else trainable_parts(model, frozen, settings.policy)
+    give_back()  # what was freed before, generation mostly, is not to lie beside the gradients
     run = _Run(model, objective, settings, parts, frozen, watch)
     if checkpoints:
         what_counts = (settings, constraint and constraint.strengths, anchors and anchors.weight)

@@ -15,21 +15,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 52
+steps = 48
 batch_size = 8
-ordinary = 100
+ordinary = 160
+answer_tokens = 8
 forms = 96
-twins = 24
+twins = 60
 [measure]
-harmful = 16
-ordinary = 10
+harmful = 12
+ordinary = 8
 twins = 8
 max_new_tokens = 10
-choices = 10
+choices = 8
 prose = 8
 [units]
 calibration = 24
-validation = 24
+validation = 28
 steps = 7
 [ablate]
 controls = 1
@@ -37,7 +38,7 @@ other_controls = 1
 score_controls = 2
 modes = ["mean"]
 [freeze]
-steps = 4
+steps = 3
 """
 
 
@@ -87,7 +88,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 52
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 48
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):

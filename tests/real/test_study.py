@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = """
 [align]
-steps = 48
+steps = 46
 batch_size = 8
 ordinary = 160
 answer_tokens = 8
-forms = 96
+forms = 80
 twins = 60
 [measure]
 harmful = 12
@@ -29,9 +29,9 @@ max_new_tokens = 10
 choices = 8
 prose = 8
 [units]
-calibration = 24
-validation = 28
-steps = 7
+calibration = 20
+validation = 26
+steps = 6
 [ablate]
 controls = 1
 other_controls = 1
@@ -65,7 +65,7 @@ def folder(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     deadline = time.monotonic() + 900
     while not started.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(5)
+    time.sleep(3)
     first.send_signal(signal.SIGKILL)
     _, errors = first.communicate(timeout=60)
     assert started.exists(), errors
@@ -88,7 +88,7 @@ def test_alignment_teaches_refusal(results: dict):
     align = results["align"]
     before, after = align["refused_before"]["value"], align["refused_after"]["value"]
     assert before < 0.3 and after > before + 0.4
-    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 48
+    assert align["training"]["losses"][0] is not None and len(align["training"]["losses"]) == 46
 
 
 def test_plain_transformers_loads_the_aligned_folder(folder: Path):

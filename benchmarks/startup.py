@@ -20,8 +20,6 @@ COMMANDS = {
     "`ssah-lens models`": ["-m", "ssah_lens", "models"],
     "`import torch`, for comparison": ["-c", "import torch"],
 }
-LIMIT = 0.5
-"""Seconds over a bare interpreter that importing the package, and `--help`, may take."""
 
 
 def once(words: list[str]) -> tuple[float, float]:

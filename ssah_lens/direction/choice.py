@@ -45,6 +45,11 @@ class Choice:
         """The choice from refusal scores."""
         return scores > self.threshold
 
+    def answers(self, log_probs: Float[Tensor, "prompt vocab"]) -> Bool[np.ndarray, " prompt"]:
+        """Harmless prompts that the model is going to answer, where a change is harm; all when it answers none."""
+        answered = ~self.refuses(log_odds(log_probs, self.tokens).cpu().numpy())
+        return answered if answered.any() else ~answered
+
 
 def calibrated(tokens: Sequence[int], scores: Float[np.ndarray, " prompt"], refused: Bool[np.ndarray, " prompt"]):
     """The choice with the border that agrees best with judged responses (balanced accuracy; the widest gap on a tie).

@@ -7,7 +7,9 @@
    projected out, all at the decision position.
 3. The lowest bypass wins among those that induce refusal, have KL of at most 0.1 and lie below 0.8 of the depth.
 
-The whole table is kept.
+The whole table is kept. Two choices of ours: KL is taken on the harmless prompts that the undamaged model is going to
+answer, since on one that it is about to refuse a change is what ablation is for; and how many lengths of the direction
+must be added for a refusal is read off validation prompts (`STRENGTHS`), one length being the published dose.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
 MAX_DEPTH = 0.8
 """As published, share of the layers: later directions write the refusing token itself."""
+STRENGTHS = (1.0, 1.5, 2.0, 3.0)
+"""Lengths of the direction that are tried for addition; more would leave the range that states of real prompts have."""
+ENOUGH = 0.95
+"""Share of validation prompts that an addition must make the model refuse; the smallest strength that does is taken."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Extracted:
         table: all candidates that were tried, by layer and position.
         relaxed: True when no candidate met the conditions and the best of the rest was taken.
         base_bypass, base_induce: mean refusal scores of the undamaged model on the same prompts.
+        strength: lengths of `vector` to add for a refusal.
     """
 
     vector: Float[Tensor, " d_model"]
@@ -54,6 +61,7 @@ class Extracted:
     relaxed: bool
     base_bypass: float
     base_induce: float
+    strength: float
 
 
 def differences(states: States, refusing: Bool[np.ndarray, " prompt"]) -> Float[Tensor, "layer position d_model"]:
@@ -114,18 +122,34 @@ def extract(
     texts, n = [*harmful, *harmless], len(harmful)
     base = decision_log_probs(model, texts)
     score = lambda log_probs: float(log_odds(log_probs, choice.tokens).mean())
+    answered = choice.answers(base[n:])
     table = []
     for (layer, position), vector in progress(list(candidates.items()), "candidate directions"):
         with projected_out(model, vector):
             without = decision_log_probs(model, texts)
         with added(model, layer, vector):
             induce = score(decision_log_probs(model, harmless))
-        bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:]).mean())
+        bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:])[answered].mean())
         allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
         table.append(CandidateDirection(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
     chosen, relaxed = choose(table, choice.threshold)
     vector = candidates[chosen.layer, chosen.position]
-    return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]))
+    dose = strength(model, chosen.layer, vector, harmless, choice)
+    return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]), dose)
+
+
+def strength(
+    model: ChatModel, layer: int, vector: Float[Tensor, " d_model"], harmless: Sequence[str], choice: Choice
+) -> float:
+    """The smallest of `STRENGTHS` that makes the model refuse `ENOUGH` of the prompts; else the one that does most."""
+    refused: dict[float, float] = {}
+    for times in STRENGTHS:
+        with added(model, layer, times * vector):
+            scores = log_odds(decision_log_probs(model, harmless), choice.tokens).cpu().numpy()
+        refused[times] = float(choice.refuses(scores).mean())
+        if refused[times] >= ENOUGH:
+            return times
+    return max(refused, key=refused.__getitem__)
 
 
 def choose(table: Sequence[CandidateDirection], threshold: float) -> tuple[CandidateDirection, bool]:

@@ -49,7 +49,7 @@ class CandidateDirection:
         norm: length of the difference of means.
         bypass: refusal score of harmful prompts without the direction.
         induce: refusal score of harmless prompts with the vector added.
-        kl: on harmless prompts without it, nats.
+        kl: without it, on harmless prompts that the undamaged model is going to answer, nats.
         allowed: whether the published conditions hold.
     """
 
@@ -72,7 +72,8 @@ class Steered:
         harmful: outcomes on harmful prompts; None where they were not asked.
         harmless: outcomes on ordinary instructions; None where they were not asked.
         refusal_score: of the harmful prompts.
-        kl: KL(undamaged || this) at the decision position of ordinary instructions, nats.
+        kl: KL(undamaged || this) at the decision position of the ordinary instructions that the undamaged model is
+            going to answer, nats.
         refused: whether each harmful prompt was refused.
         refused_harmless: whether each ordinary instruction was.
         examples: (prompt, outcome, first characters of the response).
@@ -299,6 +300,7 @@ class DirectionResult:
         readouts: 'choice' (where there is one) and 'harm'.
         interchange: one per kind of pairs that the model decides differently.
         skipped: what was not measured, and why.
+        strength: lengths of `vector` that were added.
     """
 
     layer: int
@@ -320,6 +322,7 @@ class DirectionResult:
     chain: Chain
     before: BeforeAlignment | None
     skipped: tuple[str, ...] = ()
+    strength: float = 1.0
 
     def find(self, name: str) -> Steered | None:
         """One change along the direction itself."""

@@ -57,6 +57,9 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             if r.relaxed
             else "."
         )
+        + f" Where it is added, {r.strength:g} of its lengths are: the fewest that made the model refuse nearly all "
+        "ordinary validation prompts, among 1, 1.5, 2 and 3. KL is taken on prompts that the undamaged model is going "
+        "to answer."
     ]
     prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:

@@ -60,6 +60,7 @@ class Chosen:
     table: tuple[CandidateDirection, ...]
     relaxed: bool
     base_scores: tuple[float, float]
+    strength: float
 
 
 def study_direction(
@@ -93,8 +94,8 @@ def study_direction(
     chosen = keep("selection", Chosen, lambda: _extract(model, data, found))
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
-    steering = Steering(model, data.harmful, data.ordinary, tokens, judge, config.max_new_tokens)
-    steered = steering.all(vector, layer, config.controls, seed, keep)
+    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens)
+    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
     note("direction: distances, onset, chain")
@@ -131,6 +132,7 @@ def study_direction(
         chain=written,
         before=before,
         skipped=tuple(skipped),
+        strength=chosen.strength,
     )
 
 
@@ -164,6 +166,7 @@ def _extract(model: ChatModel, data: DirectionData, found: Read) -> Chosen:
         best.table,
         best.relaxed,
         (best.base_bypass, best.base_induce),
+        best.strength,
     )
 
 
@@ -203,7 +206,7 @@ def _before(
     ]
     own = sides[0].mean(0) - sides[1].mean(0)
     area = lambda v: stats.auroc((sides[2] @ v).numpy(), (sides[3] @ v).numpy())
-    with added(unaligned, chosen.layer, torch.tensor(chosen.vector)):
+    with added(unaligned, chosen.layer, chosen.strength * torch.tensor(chosen.vector)):
         said = ask(unaligned, [data.harmful], judge, config.max_new_tokens)[0]
     cosine = float(torch.nn.functional.cosine_similarity(here, own, dim=0))
     return BeforeAlignment(cosine, area(here), area(own), outcomes(said))

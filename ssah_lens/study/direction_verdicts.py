@@ -107,7 +107,7 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
         said,
         f"Without the direction of block {r.layer} the model refuses {refuses} of harmful prompts "
         f"instead of {share(base.harmful.refused)} (n={ablated.harmful.refused.n}; KL on ordinary prompts "
-        f"{ablated.kl.value:.3f}, incoherent {share(ablated.harmful.incoherent)}); with it added, "
+        f"{ablated.kl.value:.3f}, incoherent {share(ablated.harmful.incoherent)}); with {r.strength:g} times it added, "
         f"{share(added.harmless.refused)} of ordinary prompts instead of {share(base.harmless.refused)}. {why}",
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.extract import random_like
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
 from ssah_lens.measure.judges import Outcome
@@ -35,7 +36,7 @@ class Steering:
     Attributes:
         model: the model.
         harmful, ordinary: test prompts.
-        tokens: refusal-opening token ids.
+        choice: how to tell a refusal at the decision position.
         judge: which judge.
         max_new_tokens: length of a response.
         reference: log-probabilities of the undamaged model on the ordinary prompts, once it was asked.
@@ -44,15 +45,24 @@ class Steering:
     model: ChatModel
     harmful: PromptSet
     ordinary: PromptSet
-    tokens: tuple[int, ...]
+    choice: Choice
     judge: str
     max_new_tokens: int
     reference: Float[Tensor, "prompt vocab"] | None = None
 
     def all(
-        self, vector: Float[Tensor, " d_model"], layer: int, controls: int, seed: int, keep: Keep
+        self, vector: Float[Tensor, " d_model"], layer: int, strength: float, controls: int, seed: int, keep: Keep
     ) -> tuple[Steered, ...]:
-        """The undamaged model, the direction ablated and added, where it matters, and random directions."""
+        """The undamaged model, the direction ablated and added, where it matters, and random directions.
+
+        Args:
+            vector: the direction.
+            layer: the block whose input it is added to, `strength` times.
+            strength: from `extract`.
+            controls: random directions, of the same length where they are added.
+            seed: of the first of them; the others follow.
+            keep: where finished measurements are kept.
+        """
         none = PromptSet("none", ())
         out: list[Steered] = []
 
@@ -62,13 +72,13 @@ class Steering:
 
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
         add(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary)
-        add(ADDED, None, added(self.model, layer, vector), none, self.ordinary)
+        add(ADDED, None, added(self.model, layer, strength * vector), none, self.ordinary)
         for name, where in ((AT_PROMPT, PROMPT), (AT_RESPONSE, RESPONSE)):
             add(name, None, projected_out(self.model, vector, where), self.harmful, none)
         for i in progress(range(controls), "random directions"):
             drawn = random_like(vector, seed + i)
             add(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary)
-            add(ADDED, seed + i, added(self.model, layer, drawn), none, self.ordinary)
+            add(ADDED, seed + i, added(self.model, layer, strength * drawn), none, self.ordinary)
         return tuple(out)
 
     def measure(
@@ -88,7 +98,7 @@ class Steering:
         def read(rows: list[int], logits: Tensor) -> None:
             for i, row in zip(rows, logits.float().log_softmax(-1), strict=True):
                 if i < n:
-                    scores[i] = float(log_odds(row[None], self.tokens))
+                    scores[i] = float(log_odds(row[None], self.choice.tokens))
                 else:
                     log_probs[i - n] = row.clone()
 
@@ -99,7 +109,7 @@ class Steering:
         here = torch.stack(log_probs) if m else None
         if name == UNDAMAGED:
             self.reference = here
-        moved = kl(self.reference, here) if m and name != UNDAMAGED else None
+        moved = kl(self.reference, here)[self.choice.answers(self.reference)] if m and name != UNDAMAGED else None
         side = lambda s: said.get(id(s)) if len(s) else None
         h, o = side(harmful), side(ordinary)
         return Steered(

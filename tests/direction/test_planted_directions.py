@@ -10,7 +10,7 @@ import torch
 
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.direction.choice import Choice
-from ssah_lens.direction.extract import cells, differences, extract, random_like
+from ssah_lens.direction.extract import ENOUGH, STRENGTHS, cells, differences, extract, random_like, strength
 from ssah_lens.direction.interchange import (
     ARBITRARY,
     DAS,
@@ -100,6 +100,29 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
         assert np.abs(refusal_scores(p.model, harmful, p.tokens) - base).mean() < 0.5 * np.abs(without - base).mean()
     with added(p.model, found.chosen.layer, found.vector):
         assert refused(p, harmless) == 1
+    assert found.strength == 1
+
+
+def test_as_much_is_added_as_a_refusal_takes(one_direction, states):
+    p = one_direction
+    layer, whole = 1, differences(states, REFUSING)[1, -1]
+    harmless, choice = p.harmless(8, 3), Choice(p.tokens)
+    assert strength(p.model, layer, whole, harmless, choice) == 1
+    for part in (0.4, 0.2):
+        times = strength(p.model, layer, part * whole, harmless, choice)
+        weaker = STRENGTHS[STRENGTHS.index(times) - 1]
+        with added(p.model, layer, times * part * whole):
+            assert (refusal_scores(p.model, harmless, p.tokens) > 0).mean() >= ENOUGH
+        with added(p.model, layer, weaker * part * whole):
+            assert times > 1 and (refusal_scores(p.model, harmless, p.tokens) > 0).mean() < ENOUGH
+
+
+def test_harm_is_counted_where_the_model_was_going_to_answer():
+    """Odds of the refusal token (the first) of 3 to 1, 1 to 3 and 1 to 9, by hand."""
+    log_probs = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.1, 0.9]]).log()
+    assert Choice((0,)).answers(log_probs).tolist() == [False, True, True]
+    assert Choice((0,), threshold=-2.0).answers(log_probs).tolist() == [False, False, True]
+    assert Choice((0,), threshold=-9.0).answers(log_probs).all(), "without an answer all are compared"
 
 
 def rank_curve(planted, border: float = 0.0, seed: int = 0) -> Interchanged:

@@ -77,6 +77,7 @@ class Steered:
         refused: whether each harmful prompt was refused.
         refused_harmless: whether each ordinary instruction was.
         examples: (prompt, outcome, first characters of the response).
+        kl_all: the same KL of all ordinary instructions, those included that the undamaged model is about to refuse.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Steered:
     refused: tuple[bool, ...] = ()
     refused_harmless: tuple[bool, ...] = ()
     examples: tuple[tuple[str, str, str], ...] = ()
+    kl_all: Estimate | None = None
 
 
 @dataclass(frozen=True)

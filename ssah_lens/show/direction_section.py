@@ -58,8 +58,8 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             else "."
         )
         + f" Where it is added, {r.strength:g} of its lengths are: the fewest that made the model refuse nearly all "
-        "ordinary validation prompts, among 1, 1.5, 2 and 3. KL is taken on prompts that the undamaged model is going "
-        "to answer."
+        "ordinary validation prompts, among 1, 1.5, 2 and 3. The KL of the conditions is taken on prompts that "
+        "the undamaged model is going to answer; the table has that of all beside it."
     ]
     prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
@@ -97,12 +97,13 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
 def _tables(r: DirectionResult):
     rows = [
         (_name(s.name, s.control), *(_rates(side) for side in (s.harmful, s.harmless)), cell(s.kl) if s.kl else "",
-         cell(s.refusal_score) if s.refusal_score else "", cell(s.harmful.incoherent) if s.harmful else "")
+         cell(s.kl_all) if s.kl_all else "", cell(s.refusal_score) if s.refusal_score else "",
+         cell(s.harmful.incoherent) if s.harmful else "")
         for s in r.steered
     ]  # fmt: skip
     columns: tuple[str, ...]
-    columns = ("change", "harmful refused", "ordinary refused", "KL on ordinary (nats)", "refusal score (log-odds)",
-               "harmful incoherent")  # fmt: skip
+    columns = ("change", "harmful refused", "ordinary refused", "KL where it was to answer (nats)",
+               "KL on all ordinary (nats)", "refusal score (log-odds)", "harmful incoherent")  # fmt: skip
     yield Table("Test prompts (shares of prompts)", columns, tuple(rows))
     if r.readouts:
         columns = ("target", "difference of means", "probe", "shuffled labels", "borderline prompts", "other target",

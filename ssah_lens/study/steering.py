@@ -25,6 +25,8 @@ from ssah_lens.study.behaviour import outcomes
 from ssah_lens.study.keep import Keep
 
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
+ADDED_ONCE = "added at its own length"
+"""The published dose, beside the one that validation asks for where that is another."""
 AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
 N_EXAMPLES = 6
 
@@ -73,6 +75,8 @@ class Steering:
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
         add(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary)
         add(ADDED, None, added(self.model, layer, strength * vector), none, self.ordinary)
+        if strength != 1:
+            add(ADDED_ONCE, None, added(self.model, layer, vector), none, self.ordinary)
         for name, where in ((AT_PROMPT, PROMPT), (AT_RESPONSE, RESPONSE)):
             add(name, None, projected_out(self.model, vector, where), self.harmful, none)
         for i in progress(range(controls), "random directions"):
@@ -109,7 +113,7 @@ class Steering:
         here = torch.stack(log_probs) if m else None
         if name == UNDAMAGED:
             self.reference = here
-        moved = kl(self.reference, here)[self.choice.answers(self.reference)] if m and name != UNDAMAGED else None
+        moved = kl(self.reference, here) if m and name != UNDAMAGED else None
         side = lambda s: said.get(id(s)) if len(s) else None
         h, o = side(harmful), side(ordinary)
         return Steered(
@@ -118,10 +122,11 @@ class Steering:
             _outcomes(h),
             _outcomes(o),
             stats.mean(scores) if n else None,
-            None if moved is None else stats.mean(moved),
+            None if moved is None else stats.mean(moved[self.choice.answers(self.reference)]),
             _refused(h),
             _refused(o),
             _examples(harmful, h) if h else _examples(ordinary, o),
+            None if moved is None else stats.mean(moved),
         )
 
 

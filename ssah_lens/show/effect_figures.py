@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +60,7 @@ def agreement_scatter(found: EffectAgreement) -> Figure:
     axes.grid(True, axis="both")
     axes.margins(0.08)
     _name_missed(axes, found, exact, guess)
-    axes.set_xlabel(f"{found.against} (change of the metric)")
+    axes.set_xlabel(f"{found.against} (change of the metric, nats)")
     axes.set_ylabel(found.name)
     return figure
 
@@ -108,13 +109,27 @@ def _checked(found: EffectAgreement) -> tuple[Float[np.ndarray, " item"], Float[
 def _stretched(axes: Axes, exact: np.ndarray, guess: np.ndarray, ends: np.ndarray) -> None:
     """Linear over the bulk, logarithmic beyond it."""
     bulk = float(np.quantile(np.abs(np.concatenate([exact, guess])), BULK)) or 1e-6
-    powers = 10.0 ** np.arange(np.ceil(np.log10(bulk)), np.ceil(np.log10(max(np.abs(ends).max(), bulk))) + 1)
-    ticks = [*(-powers[::-1]), -bulk / 2, 0, bulk / 2, *powers]
+    above = _ticks_above(bulk, max(float(np.abs(ends).max()), bulk))
+    inside = _round_down(0.6 * bulk)
+    ticks = [*(-v for v in above[::-1]), -inside, 0, inside, *above]
     axes.set_xscale("symlog", linthresh=bulk, linscale=2)
     axes.set_yscale("symlog", linthresh=bulk, linscale=2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [f"{v:.2g}" for v in ticks])
         axis.set_minor_locator(NullLocator())
+
+
+def _ticks_above(bulk: float, most: float) -> list[float]:
+    """Round numbers where the axis is logarithmic: powers of ten, and 2 and 5 where those are too few."""
+    powers = range(math.floor(math.log10(bulk)), math.ceil(math.log10(most)) + 1)
+    digits = (1, 2, 5) if most < 30 * bulk else (1,)
+    return [v for p in powers for d in digits if 1.2 * bulk < (v := d * 10.0**p) <= most]
+
+
+def _round_down(value: float) -> float:
+    """The largest of ..., 0.5, 1, 2, 5, 10, ... that is not above a positive number."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(d * power for d in (1, 2, 5) if d * power <= value * (1 + 1e-9))
 
 
 def _plotly(found: EffectAgreement) -> go.Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ HOVER_CHARACTERS = 80
 FONT = {"family": "DejaVu Sans, Arial, sans-serif", "size": 12, "color": INK}
 
 
-def plotly_grid(cells: Grid, heading: str, words: str) -> go.Figure:
+def plotly_grid(cells: Grid, ticks: Sequence[str], heading: str, words: str) -> go.Figure:
     """A heatmap; hover tells layer, token, effect and interval.
 
     Args:
         cells: what to draw.
+        ticks: what stands below each column, escaped.
         heading, words: title and caption.
     """
     import plotly.graph_objects as go
@@ -48,15 +50,15 @@ def plotly_grid(cells: Grid, heading: str, words: str) -> go.Figure:
             reversescale=True,
             zmin=cells.baseline - cells.reach,
             zmax=cells.baseline + cells.reach,
-            colorbar={"title": {"text": "effect", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": "effect", "side": "top"}, "thickness": 14},
             xgap=0.5,
             ygap=0.5,
         )
     )
     turned = -90 if cells.column_title == "token" else 0
     figure.update_xaxes(
-        tickvals=list(range(n_columns)), ticktext=[label(c, AXIS_CHARACTERS) for c in cells.columns], tickangle=turned,
-        title=cells.column_title, showgrid=False, zeroline=False,
+        tickvals=list(range(n_columns)), ticktext=list(ticks), tickangle=turned,
+        title=cells.axis_title, showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(n_rows)), ticktext=[label(r, AXIS_CHARACTERS) for r in cells.rows], autorange="reversed",

@@ -69,6 +69,15 @@ def test_an_axis_says_what_stands_on_it(tokens: tuple[str, ...], told: str):
     assert shown.figure.axes[0].get_xlabel() == told
 
 
+def test_both_tokens_of_a_place_where_the_prompts_differ_can_be_read():
+    labels = {"layer": ("0", "1"), "pos": (" immigrants | eggs", "an" * 20 + " |" + "bo" * 20, " |")}
+    shown = picture(replace(made_up(("layer", "pos"), (2, 3)), labels=labels))
+    ticks = [t.get_text() for t in shown.figure.axes[0].get_xticklabels()]
+    assert ticks == ["immigrants | eggs", "anananananana… | bobobobobobob…", "|"]
+    axis = shown.interactive().layout.xaxis
+    assert list(axis.ticktext) == ticks and axis.title.text == shown.figure.axes[0].get_xlabel()
+
+
 def test_any_token_can_stand_on_an_axis(tmp_path: Path):
     base = made_up(("layer", "pos"), (2, len(HOSTILE)))
     shown = picture(replace(base, labels={"layer": ("0", "1"), "pos": HOSTILE}))

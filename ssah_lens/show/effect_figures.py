@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import EffectAgreement
+from ssah_lens.show.patching_plotly import dressed
 from ssah_lens.show.picture import Picture
 from ssah_lens.show.style import BASELINE, ROLE_COLOURS, new_figure, styled
 
@@ -45,7 +46,7 @@ def agreement_scatter(found: EffectAgreement) -> Figure:
     """
     exact, guess = _checked(found)
     missed = np.isin(np.array(found.labels), found.missed)
-    figure = new_figure(5.6, f"{found.name[0].upper()}{found.name[1:]} beside the {found.against}", caption(found))
+    figure = new_figure(5.6, _title(found), caption(found))
     axes = figure.subplots()
     ends = np.array([min(exact.min(), guess.min()), max(exact.max(), guess.max())])
     axes.plot(ends, ends, color=BASELINE, linewidth=1, linestyle="--", zorder=1)
@@ -78,6 +79,10 @@ def _name_missed(axes: Axes, found: EffectAgreement, exact: np.ndarray, guess: n
                 name, (exact[i], guess[i]), (-6 if right else 6, 0), textcoords="offset points", fontsize=8,
                 va="center", ha="right" if right else "left",
             )  # fmt: skip
+
+
+def _title(found: EffectAgreement) -> str:
+    return f"{found.name[0].upper()}{found.name[1:]} beside the {found.against}"
 
 
 def caption(found: EffectAgreement) -> str:
@@ -148,8 +153,5 @@ def _plotly(found: EffectAgreement) -> go.Figure:
             text=[label for label, here in zip(found.labels, of, strict=True) if here],
             hovertemplate="%{text}<br>%{x:.4f} exact, %{y:.4f} guessed<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(
-        title=f"{found.name} beside the {found.against}", xaxis_title=found.against, yaxis_title=found.name,
-        template="plotly_white", margin={"b": 60},
-    )  # fmt: skip
-    return figure
+    figure.update_layout(xaxis_title=f"{found.against} (change of the metric, nats)", yaxis_title=found.name)
+    return dressed(figure, _title(found), caption(found), 480, 60)

@@ -58,7 +58,7 @@ def plotly_grid(cells: Grid, ticks: Sequence[str], heading: str, words: str) -> 
     turned = -90 if cells.column_title == "token" else 0
     figure.update_xaxes(
         tickvals=list(range(n_columns)), ticktext=list(ticks), tickangle=turned,
-        title=cells.axis_title, showgrid=False, zeroline=False,
+        title="<br>".join(textwrap.wrap(cells.axis_title, 36)), showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(n_rows)), ticktext=[label(r, AXIS_CHARACTERS) for r in cells.rows], autorange="reversed",
@@ -88,7 +88,7 @@ def plotly_neurons(found: PatchMap, values: Float[np.ndarray, "layer unit"], hea
         figure.update_traces(marker_color=ROLE_COLOURS["UCU"])
     figure.update_xaxes(title="neuron", zeroline=False)
     figure.update_yaxes(title="effect of one neuron")
-    return dressed(figure, heading, words, 520)
+    return dressed(figure, heading, words, 430, 60)
 
 
 def label(token: str, limit: int) -> str:
@@ -108,15 +108,19 @@ def _told(cells: Grid, row: int, column: int) -> str:
     )
 
 
-def dressed(figure: go.Figure, heading: str, words: str, height: int) -> go.Figure:
-    """The shared look: title, then words, then `height` pixels of picture."""
+def dressed(figure: go.Figure, heading: str, words: str, height: int, below: int = 150) -> go.Figure:
+    """The shared look: title, then words, then `height` pixels of picture, `below` of them for what is on the axis.
+
+    Title and words are kept in `layout.meta` too: a page of its own writes them as text that wraps (`Picture.save`).
+    """
     lines = [escape(line) for line in textwrap.wrap(words, 130)]
     above = 60 + 16 * len(lines)
     figure.update_layout(
         template="plotly_white",
         font=FONT,
         height=height + above,
-        margin={"l": 60, "r": 20, "t": above, "b": 150},
+        margin={"l": 60, "r": 20, "t": above, "b": below},
+        meta={"heading": heading, "words": words},
         title={"text": f"<b>{escape(heading)}</b>", "x": 0.01, "xanchor": "left", "font": {"size": 16},
                "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 14}},
     )  # fmt: skip

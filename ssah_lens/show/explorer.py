@@ -60,7 +60,8 @@ def explorer(
     head = {
         "title": clean(title),
         "words": f"All {table.grid.n_units:,} units{of}, scored by {clean(str(score), 40)}. I_S: importance for "
-        "safety; I_U: for utility. Each point is a neuron (small) or an attention head (large).",
+        "safety; I_U: for utility, in the units of that score. Each point is a neuron (small) or an attention head "
+        "(large).",
         "layers": table.grid.n_layers,
         "kinds": [{"name": str(k), "width": table.grid.width(k)} for k in table.grid.kinds],
         "columns": [clean(c, 60) for c in columns],

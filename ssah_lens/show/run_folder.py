@@ -17,7 +17,7 @@ from ssah_lens.show.files import write_whole
 from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
 from ssah_lens.show.patch_section import draw_patch
 from ssah_lens.show.report import write_report
-from ssah_lens.show.style import save_png, save_still
+from ssah_lens.show.style import caption_of, save_png, save_still
 from ssah_lens.units import UnitTable
 
 EXPLORER = "explorer.html"
@@ -97,14 +97,16 @@ def render(
     """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    paths, captions = {}, {}
     for name, figure in draw(results, units).items():
         paths[name] = write_whole(folder / f"{name}.png", partial(save_png, figure))
+        captions[name] = caption_of(figure)
         figure.set_layout_engine("none")  # laid out already; doing it again costs as much as the drawing
         write_whole(folder / f"{name}.svg", partial(save_still, figure, form="svg"))
     if units is not None:
         explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)
-    return write_report(results, paths, provenance, out / "report.html", EXPLORER if units is not None else None)
+    beside = EXPLORER if units is not None else None
+    return write_report(results, paths, provenance, out / "report.html", beside, captions)
 
 
 def copy_figures(run: Path, folder: Path) -> list[Path]:

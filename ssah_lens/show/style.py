@@ -147,6 +147,11 @@ def whiskers(estimates: Sequence[Estimate], scale: float = 1.0) -> list[list[flo
     return [below, above]
 
 
+def caption_of(figure: Figure) -> str:
+    """The caption that is drawn below a figure, as one line of text: for who cannot see it, or only very small."""
+    return " ".join(figure.get_supxlabel().split()).replace(r"\$", "$")
+
+
 def save_png(figure: Figure, target: Path | IO[bytes]) -> None:
     """Writes a PNG at 150 dpi, without anything that changes from run to run."""
     with matplotlib.rc_context(STYLE):

@@ -116,3 +116,23 @@ def test_it_prints(report: Path, open_page):
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert page.locator("figure").first.evaluate("(e) => getComputedStyle(e).breakInside") == "avoid"
+
+
+def test_a_caption_is_text_as_well(report: Path, open_page):
+    """Drawn in the picture it cannot be heard, and on a phone it is too small to read: there it stands below."""
+    desk, phone = open_page(report).page, open_page(report, viewport=PHONE).page
+    for page in (desk, phone):
+        assert page.locator("figcaption").count() == page.locator("figure img").count()
+        assert "60 harmful prompts" in page.locator("#ablate figcaption").nth(1).inner_text()
+    assert desk.locator("figcaption").first.bounding_box()["width"] <= 1
+    box = phone.locator("#ablate figcaption").first.bounding_box()
+    assert box["width"] > 300 and box["height"] > 30
+    assert phone.locator("#ablate img").first.bounding_box()["width"] >= PHONE["width"] - 1, "as wide as the screen"
+
+
+def test_a_section_says_which_hypothesis_it_tests(report: Path, open_page):
+    page = open_page(report).page
+    said = page.locator("#ablate .tested").inner_text()
+    assert "supported" in said and "H4: A few units carry the choice to refuse." in said
+    assert page.locator("#refusal .tested").count() == 0
+    assert "H4 (few units) is supported and H5 (freezing) is not settled" in page.locator(".lead").inner_text()

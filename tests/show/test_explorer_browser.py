@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from made_up import made_up_table
 
 from ssah_lens.errors import BadInput
-from ssah_lens.results import Snippet, UnitContext
+from ssah_lens.results import EffectAgreement, PatchResult, Results, Snippet, UnitContext
 from ssah_lens.show.explorer import explorer
+from ssah_lens.show.run_folder import exact_effects
 from ssah_lens.units import Kind, Role, UnitTable
 
 HOSTILE = ("<script>alert(1)</script>", "</script>", "<bos>", "<img src=x onerror=alert(1)>", "😀", "שלום", "x" * 300,
@@ -79,6 +81,23 @@ def _close(text: str, value: float) -> bool:
         return abs(float(text.split()[0]) - value) <= 6e-4 * max(abs(value), 1e-3)
     except ValueError:
         return False
+
+
+def test_confidence_and_exact_effect_of_a_run_are_shown(open_page, tmp_path: Path):
+    """Both are on one's mind when a unit is opened: would it keep its role, and what does it really do?"""
+    table = made_up_table()
+    sure = {k: np.full(table.safety[k].shape, 0.625) for k in Kind}
+    labels = ("neuron 1.5", "head 2.3", "neuron 9.9")  # the last one is of a larger model
+    found = EffectAgreement("guess", "exact effect", "", "", labels, (0.25, -0.75, 1.0), (0.2, 0.1, 0), None, {}, (), 4)
+    effects = exact_effects(Results(patch=PatchResult((), (), (found,), found)), table)
+    path = explorer(replace(table, confidence=sure), (), effects).save(tmp_path / "e.html")
+    page = open_page(path).page
+    page.locator("body[data-ready]").wait_for(state="attached")
+    for name, effect in (("L1N5", "0.25"), ("L2H3", "-0.75"), ("L0N0", "not measured")):
+        page.evaluate(f"explorer.open('{name}')")
+        told = page.inner_text("#details")
+        assert "0.625" in told and effect in told and "exact effect on the choice" in told
+    assert exact_effects(Results(), table) == {}
 
 
 def test_search_finds_units_and_says_what_there_is(opened):

@@ -112,7 +112,7 @@ def render(
 
 
 def exact_effects(results: Results, units: UnitTable) -> dict[str, dict[Kind, np.ndarray]]:
-    """What ablating single units does to the choice, of those that stage `patch` sampled; NaN for the others."""
+    """What replacing single units does to the choice, of those that stage `patch` sampled; NaN for the others."""
     if results.patch is None or not results.patch.units:
         return {}
     found = results.patch.units[0]

@@ -14,12 +14,16 @@ from ssah_lens.show.style import (
     INK,
     RANDOM,
     ROLE_COLOURS,
+    ROLE_NAMES,
     legend_above,
     new_figure,
     percent_axis,
+    ratio_axis,
+    spelled,
     styled,
     whiskers,
 )
+from ssah_lens.show.text import listed
 from ssah_lens.stats import Estimate
 
 LOOKS = {"mean": ("o", 7, -0.22), "zero": ("X", 7.5, 0.0)}
@@ -45,10 +49,11 @@ def roles_ablated(result: AblateResult) -> Figure:
     ratio = "Utility: perplexity relative to the undamaged model", "ratio (log scale)", lambda b: _ratio(b, base)
     panels = [p for p in (*PANELS, ratio) if any(p[2](c.behaviour) is not None for c in result.conditions)]
     figure = new_figure(
-        1.5 + 1.95 * len(panels),
+        1.7 + 1.95 * len(panels),
         f"Without each role's units ({n} harmful test prompts)",
-        "Each random set has as many units in every layer and kind as its role. Dashed line: the undamaged model. "
-        "Whiskers: 95% intervals. Perplexity: of the undamaged model's own answers to "
+        f"Each random set has as many units in every layer and kind as its role{_without_twins(result, roles)}. "
+        f"Dashed line: the undamaged model. Whiskers: 95% intervals.{_items(base)} "
+        "Perplexity: of the undamaged model's own answers to "
         f"{base.utility.answer_perplexity.n} ordinary instructions, relative to the undamaged model (above 1 = worse).",
     )
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
@@ -56,7 +61,7 @@ def roles_ablated(result: AblateResult) -> Figure:
         _role_points(axes, result, roles, value)
         axes.set_title(title)
         if "ratio" in label:
-            _log_ratio_axis(axes, label)
+            ratio_axis(axes, label)
         else:
             percent_axis(axes, label)
         baseline = value(base)
@@ -64,12 +69,23 @@ def roles_ablated(result: AblateResult) -> Figure:
             axes.axhline(
                 baseline.value, color=BASELINE, linestyle="--", linewidth=1.1, zorder=1, label="undamaged model"
             )
+    name = lambda role: f"{role}\n{ROLE_NAMES[role]}" if role in ROLE_NAMES else role
     size = lambda role: f"\n{result.shares[role].units:.1%} of units" if role in result.shares else ""
-    sizes = [role + size(role) for role in roles]
+    sizes = [name(role) + size(role) for role in roles]
     all_axes[-1].set_xticks(range(len(roles)), sizes)
     all_axes[-1].set_xlim(-0.5, len(roles) - 0.5)
     _legend(all_axes[0])
     return figure
+
+
+def _without_twins(result: AblateResult, roles: Sequence[str]) -> str:
+    """A reader who misses the grey points of a role is told that there are none."""
+    bare = [r for r in roles if not any(c.role == r and c.control is not None for c in result.conditions)]
+    return f" (none was measured for {listed(bare)})" if bare else ""
+
+
+def _items(base: Behaviour) -> str:
+    return "" if base.utility.choices is None else f" Multiple choice: {base.utility.choices.n} items."
 
 
 def _ratio(b: Behaviour, base: Behaviour) -> Estimate:
@@ -101,19 +117,6 @@ def _point(axes: Axes, x: float, e: Estimate | None, marker: str, colour: str, s
     )  # fmt: skip
 
 
-def _log_ratio_axis(axes: Axes, label: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.8), max(high, 1.5))
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if axes.get_ylim()[1] < 50 else (1,)))
-    power = lambda v: rf"$10^{{{round(np.log10(v))}}}$×"  # a vast axis has whole powers only
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×" if v < 1000 else power(v)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel(label)
-
-
 def _legend(axes: Axes) -> None:
     """One entry per label, in grey where the same shape comes in several colours."""
     from matplotlib.lines import Line2D
@@ -142,8 +145,9 @@ def score_controls(result: AblateResult, role: str | None = None) -> Figure:
     figure = new_figure(
         3.6,
         f"Refusal score without the {role}, and without {at_random.size} matched random sets",
-        f"Each score is a mean over {own.n} harmful prompts: log-odds that the response opens with a refusal "
-        "(above 0: a refusal is the likelier opening). All by mean ablation. Shaded: 95% interval.",
+        f"Each score is a mean over {own.n} harmful prompts: log-odds that the first token is one of those that open "
+        "this model's refusals. Below 0 it may still refuse, where one of them is the likeliest of many. All by mean "
+        f"ablation. Shaded: 95% interval. {spelled([role])}.",
     )
     axes = figure.subplots()
     ends = [*at_random, own.value, base.value]

@@ -36,11 +36,25 @@ CSS = (
     ".name{font-weight:600}"
 )
 DRAW = """
+// CircuitsVis writes white on colours of middling lightness: black or white, whichever stands out more, is put instead.
+const readable = () => {
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  for (const e of document.querySelectorAll(".view [style*='background']")) {
+    const [r, g, b, a = 1] = (getComputedStyle(e).backgroundColor.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    if (a === 0) continue;
+    const [x, y, z] = [r, g, b].map((v) => linear((v * a + 255 * (1 - a)) / 255));
+    const ink = 0.2126 * x + 0.7152 * y + 0.0722 * z > 0.179 ? "rgb(0, 0, 0)" : "rgb(255, 255, 255)";
+    if (e.style.color !== ink) e.style.color = ink;
+  }
+};
 (async () => {
   const library = document.createElement("script");
   library.textContent = await unpackText(LIBRARY);
   document.head.append(library);
   for (const [id, element, props] of PARTS) CircuitsVis.render(id, CircuitsVis[element], props);
+  const changed = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
+  for (const view of document.querySelectorAll(".view")) new MutationObserver(readable).observe(view, changed);
+  readable();
   document.body.dataset.rendered = PARTS.length;
 })().catch(failed);
 """

@@ -20,6 +20,7 @@ from ssah_lens.show.style import (
     styled,
     whiskers,
 )
+from ssah_lens.show.text import listed
 from ssah_lens.show.tokens import drawable
 
 MAIN, SECOND = ROLE_COLOURS["SCU"], ROLE_COLOURS["UCU"]
@@ -71,7 +72,7 @@ def steered(r: DirectionResult) -> Figure:
                     fmt="o" if own else "D", color=MAIN if own else RANDOM, capsize=2.5, clip_on=False,
                 )  # fmt: skip
         axes.set_title(title)
-        percent_axis(axes, "refused")
+        percent_axis(axes, "share refused")
     axes.set_xticks(range(len(names)), [n.replace(" the", "\nthe") for n in names])
     return figure
 
@@ -83,13 +84,14 @@ def selection(r: DirectionResult) -> Figure:
     figure = new_figure(
         5.8,
         "Candidate directions on validation prompts",
-        "Each point is the difference of means at one layer and position. Dashed: without a change; KL: the published "
-        f"bound. Dotted: from here on the model refuses. Filled: meets the published conditions{why}. Ringed: chosen.",
+        f"Each point is the difference of means over {r.refused_train[1]} train prompts at one layer and "
+        "position. Dashed: without a change; KL: the published bound. Dotted: from here on the model refuses. Filled: "
+        f"meets the published conditions{why}. Ringed: chosen.",
     )
     panels = (
         ("bypass", "Refusal score, harmful prompts, direction taken out", r.base_scores[0]),
         ("induce", "Refusal score, ordinary prompts, direction added", r.base_scores[1]),
-        ("kl", "KL on ordinary prompts, direction taken out (nats)", 0.1),
+        ("kl", "KL on ordinary prompts, direction taken out", 0.1),
     )
     for axes, (field, title, line) in zip(figure.subplots(len(panels), sharex=True), panels, strict=True):
         for c in r.candidates:
@@ -101,6 +103,7 @@ def selection(r: DirectionResult) -> Figure:
             axes.axhline(r.threshold, color=BASELINE, linestyle=":", linewidth=1.1)
         axes.margins(y=0.15)
         axes.set_title(title)
+        axes.set_ylabel("nats" if field == "kl" else "log-odds, nats")
     axes.set_xlabel("layer")
     return figure
 
@@ -108,11 +111,13 @@ def selection(r: DirectionResult) -> Figure:
 @styled
 def separability(r: DirectionResult) -> Figure:
     """AUROC per layer, the best position of each, for both read-outs."""
+    sizes = dict.fromkeys(str(f.auroc.n) for f in r.readouts)
     figure = new_figure(
         2.0 + 1.9 * len(r.readouts),
         "What one direction reads of unseen prompts",
-        "AUROC on test prompts at each layer, the best position. Dotted: the layer chosen on validation prompts. Grey "
-        "band: 95% of shuffled labellings. 0.5 = chance.",
+        "AUROC: how often the one of two test prompts that should lie further along the direction does; 0.5 = chance. "
+        f"At each layer, the best position, n = {listed(list(sizes))} prompts. "
+        "Dotted: the layer chosen on validation prompts. Grey band: 95% of shuffled labellings.",
     )
     titles = {"choice": "The choice: refused or answered", "harm": "Harm, in topic-matched pairs"}
     for axes, found in zip(figure.subplots(len(r.readouts), sharex=True, squeeze=False)[:, 0], r.readouts, strict=True):
@@ -142,10 +147,12 @@ def interchange(found: Interchange) -> Figure:
     pairs = {"twins": "token-aligned twins", "unmatched": "harmful and ordinary prompts"}[found.pairs]
     whole = found.find("whole state")
     figure = new_figure(
-        4.0,
+        4.3,
         f"Decisions flipped by interchange at block {found.layer}",
-        f"{found.n_test} test pairs ({pairs}) taken both ways, bases fitted on {found.n_train} train pairs. Grey: "
-        "controls; arbitrary labels: the share of train pairs that took theirs. Whiskers: 95% intervals.",
+        f"One prompt's state at that block takes the place of its pair's, in so many dimensions. {found.n_test} test "
+        f"pairs ({pairs}) taken both ways, bases fitted on {found.n_train} train pairs. DAS: dimensions trained to "
+        "flip decisions (distributed alignment search). Grey: controls; arbitrary labels: the share of train pairs "
+        "that took theirs. Whiskers: 95% intervals.",
     )
     axes = figure.subplots()
     ranks = sorted({f.rank for f in found.flips if f is not whole})
@@ -202,7 +209,7 @@ def distance(models: Sequence[Distances]) -> Figure:
             axes.fill_between(range(len(gap)), low[:, i], high[:, i], color=colour, alpha=0.15, linewidth=0)
         axes.axhline(0, color=BASELINE, linewidth=1)
         axes.set_title(f"{d.model.capitalize()} model")
-        axes.set_ylabel("difference")
+        axes.set_ylabel("difference of\ncosine distance")
     panels[-1].set_xlabel("block output")
     legend_above(panels[0], *panels[0].get_legend_handles_labels(), ncols=5, points=20)
     return figure
@@ -215,10 +222,19 @@ def onset(r: DirectionResult) -> Figure:
     panels: list[tuple[str, Callable[[Axes, Onset], None]]]
     panels = [(f"Refused after k forced tokens ({len(found.prefilled[0].hits)} harmful prompts)", _prefill_panel)]
     if found.kl:
-        panels.append(("KL to the unaligned model, by response token (nats)", lambda axes, o: _curves(axes, o.kl, 1)))
-    panels.append(("Projection on the direction along own responses", lambda axes, o: _curves(axes, o.projections, 0)))
+        panels.append(("KL to the unaligned model, by response token", lambda axes, o: _curves(axes, o.kl, 1, "nats")))
+    panels.append(
+        (
+            "Projection on the direction along own responses",
+            lambda axes, o: _curves(axes, o.projections, 0, "length along it"),
+        )
+    )
     figure = new_figure(
-        1.3 + 2.2 * len(panels), "How deep is the choice?", "Bands and whiskers: 95% intervals over prompts."
+        1.6 + 2.2 * len(panels),
+        "How deep is the choice?",
+        "Forced: the response has to begin with the first k tokens of an answer. KL: how far the aligned model's next "
+        "token is from the unaligned one's, along the aligned model's own refusals and answers. Bands and whiskers: "
+        "95% intervals over prompts.",
     )
     for axes, (title, draw) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         draw(axes, found)
@@ -237,15 +253,16 @@ def _prefill_panel(axes: Axes, found) -> None:
             marker=marker, linestyle="-" if len(rows) > 1 else "none", color=colour, capsize=2.5, label=name,
         )  # fmt: skip
     axes.set_xlabel("forced tokens k")
-    percent_axis(axes, "refused")
+    percent_axis(axes, "share refused")
 
 
-def _curves(axes: Axes, curves: Sequence[Curve], first: int) -> None:
+def _curves(axes: Axes, curves: Sequence[Curve], first: int, unit: str) -> None:
     for curve, colour, style in zip(curves, (MAIN, HARMLESS), ("-", "--"), strict=False):
         steps = np.arange(len(curve.mean)) + first
         axes.plot(steps, curve.mean, style, color=colour, label=f"{curve.name} (n={curve.n})")
         axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     axes.set_xlabel("response token" if first else STEPS)
+    axes.set_ylabel(unit)
 
 
 @styled
@@ -263,13 +280,13 @@ def chain(found: Chain) -> Figure:
     lens.plot(found.lens_harmful, color=MAIN, label="harmful prompts")
     lens.plot(found.lens_harmless, "--", color=HARMLESS, label="ordinary prompts")
     lens.set_title("Logit lens on each block's input")
-    lens.set_ylabel("logit difference")
+    lens.set_ylabel("logit difference (nats)")
     lens.legend(loc="best")
     bars.bar(layers - 0.2, found.attention, 0.4, color=MAIN, label="attention")
     bars.bar(layers + 0.2, found.mlp, 0.4, color=SECOND, hatch="//", edgecolor="white", label="MLP")
     bars.axhline(0, color=BASELINE, linewidth=1)
     bars.set_title("Direct contribution of each layer")
-    bars.set_ylabel("harmful minus ordinary")
+    bars.set_ylabel("harmful minus\nordinary (nats)")
     bars.set_xlabel("layer")
     bars.legend(loc="best")
     return figure

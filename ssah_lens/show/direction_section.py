@@ -86,9 +86,11 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     if r.onset.kl_first is not None:
         out.append(
             f"The first {r.onset.kl_tokens} tokens hold {percent(r.onset.kl_first)} of the KL between the aligned and "
-            "the unaligned model along own refusals."
+            "the unaligned model along the aligned model's own refusals."
         )
-    out += [f"{name}: {percents(e)} refused by the unaligned model." for name, e in r.onset.forced_refusal]
+    out += [
+        f"Made to begin so, the unaligned model refuses {percents(e)} of {name}." for name, e in r.onset.forced_refusal
+    ]
     if r.skipped:
         out.append("Not measured: " + "; ".join(r.skipped) + ".")
     return tuple(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.ticker import NullLocator
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import EffectAgreement
+from ssah_lens.show.patching_plotly import dressed
 from ssah_lens.show.picture import Picture
 from ssah_lens.show.style import BASELINE, ROLE_COLOURS, new_figure, styled
 
@@ -44,7 +46,7 @@ def agreement_scatter(found: EffectAgreement) -> Figure:
     """
     exact, guess = _checked(found)
     missed = np.isin(np.array(found.labels), found.missed)
-    figure = new_figure(5.6, f"{found.name[0].upper()}{found.name[1:]} beside the {found.against}", caption(found))
+    figure = new_figure(5.6, _title(found), caption(found))
     axes = figure.subplots()
     ends = np.array([min(exact.min(), guess.min()), max(exact.max(), guess.max())])
     axes.plot(ends, ends, color=BASELINE, linewidth=1, linestyle="--", zorder=1)
@@ -59,7 +61,7 @@ def agreement_scatter(found: EffectAgreement) -> Figure:
     axes.grid(True, axis="both")
     axes.margins(0.08)
     _name_missed(axes, found, exact, guess)
-    axes.set_xlabel(f"{found.against} (change of the metric)")
+    axes.set_xlabel(f"{found.against} (change of the metric, nats)")
     axes.set_ylabel(found.name)
     return figure
 
@@ -77,6 +79,10 @@ def _name_missed(axes: Axes, found: EffectAgreement, exact: np.ndarray, guess: n
                 name, (exact[i], guess[i]), (-6 if right else 6, 0), textcoords="offset points", fontsize=8,
                 va="center", ha="right" if right else "left",
             )  # fmt: skip
+
+
+def _title(found: EffectAgreement) -> str:
+    return f"{found.name[0].upper()}{found.name[1:]} beside the {found.against}"
 
 
 def caption(found: EffectAgreement) -> str:
@@ -108,13 +114,27 @@ def _checked(found: EffectAgreement) -> tuple[Float[np.ndarray, " item"], Float[
 def _stretched(axes: Axes, exact: np.ndarray, guess: np.ndarray, ends: np.ndarray) -> None:
     """Linear over the bulk, logarithmic beyond it."""
     bulk = float(np.quantile(np.abs(np.concatenate([exact, guess])), BULK)) or 1e-6
-    powers = 10.0 ** np.arange(np.ceil(np.log10(bulk)), np.ceil(np.log10(max(np.abs(ends).max(), bulk))) + 1)
-    ticks = [*(-powers[::-1]), -bulk / 2, 0, bulk / 2, *powers]
+    above = _ticks_above(bulk, max(float(np.abs(ends).max()), bulk))
+    inside = _round_down(0.6 * bulk)
+    ticks = [*(-v for v in above[::-1]), -inside, 0, inside, *above]
     axes.set_xscale("symlog", linthresh=bulk, linscale=2)
     axes.set_yscale("symlog", linthresh=bulk, linscale=2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [f"{v:.2g}" for v in ticks])
         axis.set_minor_locator(NullLocator())
+
+
+def _ticks_above(bulk: float, most: float) -> list[float]:
+    """Round numbers where the axis is logarithmic: powers of ten, and 2 and 5 where those are too few."""
+    powers = range(math.floor(math.log10(bulk)), math.ceil(math.log10(most)) + 1)
+    digits = (1, 2, 5) if most < 30 * bulk else (1,)
+    return [v for p in powers for d in digits if 1.2 * bulk < (v := d * 10.0**p) <= most]
+
+
+def _round_down(value: float) -> float:
+    """The largest of ..., 0.5, 1, 2, 5, 10, ... that is not above a positive number."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(d * power for d in (1, 2, 5) if d * power <= value * (1 + 1e-9))
 
 
 def _plotly(found: EffectAgreement) -> go.Figure:
@@ -133,8 +153,5 @@ def _plotly(found: EffectAgreement) -> go.Figure:
             text=[label for label, here in zip(found.labels, of, strict=True) if here],
             hovertemplate="%{text}<br>%{x:.4f} exact, %{y:.4f} guessed<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(
-        title=f"{found.name} beside the {found.against}", xaxis_title=found.against, yaxis_title=found.name,
-        template="plotly_white", margin={"b": 60},
-    )  # fmt: skip
-    return figure
+    figure.update_layout(xaxis_title=f"{found.against} (change of the metric, nats)", yaxis_title=found.name)
+    return dressed(figure, _title(found), caption(found), 480, 60)

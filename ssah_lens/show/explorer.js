@@ -7,7 +7,7 @@ const make = (tag, text, attributes = {}) => {
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
   return e;
 };
-const MARGIN = { left: 62, right: 8, top: 10, bottom: 42 };
+const MARGIN = { left: 74, right: 8, top: 10, bottom: 42 };
 const LISTED = 30;
 const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
 
@@ -119,7 +119,7 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
     mark(state.selected);
     canvas.setAttribute("aria-label",
       `Map of ${shown.length} units: layer from left to right, ${column.name} upwards, colour by role. ` +
-      "The table below lists the strongest.");
+      "Arrow keys go from unit to unit; the table below lists the strongest.");
   };
 
   const drawAxes = (box, band, low, high, toY, column) => {
@@ -137,8 +137,14 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
       pen.fillStyle = "#4d5761";
       if ((layer - state.first) % every === 0) pen.fillText(layer, x + band / 2, box.y + box.h + 5);
     }
-    pen.fillText("layer (0 = first block); within a layer: " + head.roles.map((r) => r.name).join(", "),
-      box.x + box.w / 2, box.y + box.h + 22);
+    const lanesTold = "layer (0 = first block); within a layer: " + head.roles.map((r) => r.name).join(", ");
+    const room = pen.measureText(lanesTold).width <= box.w;
+    pen.fillText(room ? lanesTold : "layer (0 = first block)", box.x + box.w / 2, box.y + box.h + 22);
+    pen.save();
+    pen.translate(4, box.y + box.h / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(state.scale === "rank" ? `${column.name}: above this share of its kind` : column.name, 0, 0);
+    pen.restore();
     pen.textAlign = "right";
     pen.textBaseline = "middle";
     let above = Infinity;
@@ -211,14 +217,14 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
 
   const unitButton = (unit) => {
     const b = make("button", nameOf(unit), { class: "unit", type: "button" });
-    b.addEventListener("click", () => open(unit));
+    b.addEventListener("click", () => show(unit));
     return b;
   };
 
   const list = () => {
     const { column } = state;
     const best = Array.from(shown).sort((a, b) => column.size[a] - column.size[b] || a - b).slice(0, LISTED);
-    $("listed").textContent = `${shown.length.toLocaleString("en")} of ${n.toLocaleString("en")} units shown; the ${best.length} largest in size by ${column.name}`;
+    $("listed").textContent = `${shown.length.toLocaleString("en")} of ${n.toLocaleString("en")} units shown; the ${best.length} largest in size within their kind, by ${column.name}`;
     $("heads").replaceChildren(...["unit", "role", ...columns.map((c) => c.name)].map((t) => make("th", t, { scope: "col" })));
     $("list").replaceChildren(...best.map((unit) => {
       const row = make("tr");
@@ -238,6 +244,7 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
       if (k === p) span.className = "peak";
       line.append(span);
     });
+    line.append(make("span", `  ${exact(v[p])}`, { class: "soft" }));
     return line;
   };
 
@@ -264,6 +271,8 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
     if (context) {
       if (context.direct !== null) fact("direct effect on refusing tokens", exact(context.direct));
       const most = Math.max(1e-9, ...Object.values(context.examples).flat().flatMap((s) => s.v.map(Math.abs)));
+      parts.push(make("p", "Texts: orange is above zero, blue below; the number is the value of the outlined token. " +
+        (kindOf(unit) ? "Of a head, the size of what it writes." : "Of a neuron, its activation."), { class: "soft" }));
       for (const [side, snippets] of Object.entries(context.examples)) {
         parts.push(make("h3", `Most active on ${side} prompts`));
         parts.push(...(snippets.length ? snippets.map((s) => snippet(s, most)) : [make("p", "no prompts", { class: "soft" })]));
@@ -282,6 +291,32 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
     $("details").dataset.unit = nameOf(unit);
     $("message").textContent = "";
     if (move) draw();
+  };
+
+  // On a narrow screen the details stand below the map: whoever opens a unit is taken to them.
+  const show = (unit) => {
+    open(unit);
+    const box = $("details").getBoundingClientRect();
+    if (box.top > window.innerHeight - 120 || box.bottom < 120) $("details").scrollIntoView({ block: "start" });
+  };
+
+  // ---- the map by keyboard: up and down within a layer, left and right to the nearest height of the next one
+
+  const step = (key) => {
+    const at = shown.indexOf(state.selected);
+    if (at < 0) return shown.length ? Array.from(shown).sort((a, b) => state.column.size[a] - state.column.size[b])[0] : -1;
+    const side = { ArrowLeft: -1, ArrowRight: 1 }[key] || 0;
+    const layer = layerOf(state.selected);
+    let best = -1, least = Infinity;
+    for (let k = 0; k < shown.length; k++) {
+      const away = ys[at] - ys[k]; // upwards
+      const fits = side
+        ? Math.sign(layerOf(shown[k]) - layer) === side
+        : k !== at && layerOf(shown[k]) === layer && (key === "ArrowUp" ? away > 0 || (away === 0 && k > at) : away < 0 || (away === 0 && k < at));
+      const distance = side ? Math.abs(layerOf(shown[k]) - layer) * 1e6 + Math.abs(away) : Math.abs(away);
+      if (fits && distance < least) [least, best] = [distance, shown[k]];
+    }
+    return best;
   };
 
   // ---- controls
@@ -320,7 +355,7 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
     e.preventDefault();
     const text = $("search").value.trim();
     const unit = parse(text);
-    if (unit >= 0) open(unit);
+    if (unit >= 0) show(unit);
     else $("message").textContent = text
       ? `No unit '${text}': there are layers 0-${head.layers - 1}, neurons N0-N${head.kinds[0].width - 1}, heads H0-H${head.kinds[1].width - 1}; for example L0N0.`
       : "Type a unit to find, for example L0N0.";
@@ -348,6 +383,12 @@ const BACK_TO_FRONT = ["CU", "RU", "UCU", "SCU"];
   canvas.addEventListener("mouseleave", () => ($("tip").style.display = "none"));
   canvas.addEventListener("click", (event) => {
     const unit = nearest(...place(event), 14);
+    if (unit >= 0) show(unit);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    if (!event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    const unit = step(event.key);
     if (unit >= 0) open(unit);
   });
   new ResizeObserver(() => draw()).observe(canvas.parentElement);

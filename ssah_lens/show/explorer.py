@@ -35,7 +35,7 @@ def explorer(
     """The explorer as a page: the last value of a notebook cell, or `.save(path)`.
 
     Args:
-        table: scores and roles.
+        table: scores and roles; the confidence of each unit in its role, where it was measured, is a column too.
         contexts: for the units that matter.
         effects: further columns by name, e.g. the exact effect of each unit; NaN where not measured.
         title: above the map.
@@ -47,6 +47,7 @@ def explorer(
         "I_S - I_U": {k: table.safety[k] - table.utility[k] for k in Kind},
         "I_S (safety)": table.safety,
         "I_U (utility)": table.utility,
+        **({} if table.confidence is None else {"confidence": table.confidence}),
         **(effects or {}),
     }
     blob = b"".join(_flat(table, name, values, np.float32) for name, values in columns.items())
@@ -60,7 +61,8 @@ def explorer(
     head = {
         "title": clean(title),
         "words": f"All {table.grid.n_units:,} units{of}, scored by {clean(str(score), 40)}. I_S: importance for "
-        "safety; I_U: for utility. Each point is a neuron (small) or an attention head (large).",
+        "safety; I_U: for utility, in the units of that score. Each point is a neuron (small) or an attention head "
+        "(large).",
         "layers": table.grid.n_layers,
         "kinds": [{"name": str(k), "width": table.grid.width(k)} for k in table.grid.kinds],
         "columns": [clean(c, 60) for c in columns],

@@ -12,12 +12,23 @@ from matplotlib.figure import Figure
 from ssah_lens.results import AblateResult, FreezeResult
 from ssah_lens.show.figures import ARM_NAMES
 from ssah_lens.show.reference import PAPER_ABLATION, PAPER_FREEZING
-from ssah_lens.show.style import BASELINE, INK, RANDOM, ROLE_COLOURS, ROLE_MARKERS, new_figure, percent_axis, styled
-from ssah_lens.show.text import percent
+from ssah_lens.show.style import (
+    BASELINE,
+    INK,
+    RANDOM,
+    ROLE_COLOURS,
+    ROLE_MARKERS,
+    new_figure,
+    percent_axis,
+    spelled,
+    styled,
+)
+from ssah_lens.show.text import count, percent
 
 CAPTION = (
     "Hollow: before; filled: after. The paper: attack success by its own judges (7-8B models, no interval, no random "
-    "control). This run: all that is not refused, with the keyword judge. Compare directions, not digits."
+    "control). This run: all that is not refused, with the keyword judge, n = {n} harmful test prompts{seeds}. Compare "
+    "directions, not digits. {roles}."
 )
 
 
@@ -45,7 +56,8 @@ def ablation_beside_paper(result: AblateResult) -> Figure:
         mean = float(np.mean([1 - c.behaviour.harmful.refused.value for c in twins]))
         ours.append(Move("this run", "random", base, mean, RANDOM, "D"))
     paper = [_of_role(model, role, *_ends(attack)) for model, role, _, attack, _ in PAPER_ABLATION]
-    return _drawn([*ours, *paper], "Without each role's units, beside the paper")
+    words = CAPTION.format(n=result.baseline.harmful.refused.n, seeds="", roles=spelled(("SCU", "UCU", "RU")))
+    return _drawn([*ours, *paper], "Without each role's units, beside the paper", words)
 
 
 @styled
@@ -57,7 +69,9 @@ def freezing_beside_paper(result: FreezeResult) -> Figure:
         after = float(np.mean([1 - a.after.harmful.refused.value for a in result.arms if a.name == name]))
         ours.append(Move("this run", ARM_NAMES.get(name, name), base, after, *_look(name)))
     paper = [Move(model, method, *_ends(attack), *_look(method)) for model, method, attack in PAPER_FREEZING]
-    return _drawn([*ours, *paper], "After benign fine-tuning, beside the paper")
+    seeds = f", mean over {count(len({a.seed for a in result.arms}), 'seed')}"
+    words = CAPTION.format(n=result.before.harmful.refused.n, seeds=seeds, roles=spelled(("SCU", "CU")))
+    return _drawn([*ours, *paper], "After benign fine-tuning, beside the paper", words)
 
 
 def _of_role(group: str, role: str, before: float, after: float) -> Move:
@@ -75,9 +89,9 @@ def _ends(attack: str) -> tuple[float, float]:
     return before, after
 
 
-def _drawn(moves: Sequence[Move], title: str) -> Figure:
+def _drawn(moves: Sequence[Move], title: str, words: str) -> Figure:
     groups = list(dict.fromkeys(m.group for m in moves))
-    figure = new_figure(1.5 + 0.26 * len(moves) + 0.42 * len(groups), title, CAPTION)
+    figure = new_figure(1.7 + 0.26 * len(moves) + 0.42 * len(groups), title, words)
     axes = figure.subplots()
     y, ticks = 0.0, []
     for group in groups:

@@ -6,6 +6,7 @@ every common form of colour blindness). Each picture comes still (matplotlib) an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ssah_lens.errors import BadInput
 from ssah_lens.results import PatchMap
-from ssah_lens.show.patching_plotly import plotly_grid, plotly_neurons
+from ssah_lens.show.patching_plotly import label, plotly_grid, plotly_neurons
 from ssah_lens.show.picture import Picture
 from ssah_lens.show.style import BASELINE, INK, ROLE_COLOURS, new_figure, styled
 from ssah_lens.show.text import interval, listed
@@ -32,6 +33,8 @@ SITES = {
     "neuron": "each MLP neuron",
 }
 LABEL_CHARACTERS = 17
+DIFFERS = " |"
+"""Between the two tokens of a place where the prompts of a pair differ."""
 MAX_LABELS = 60
 """More tokens than this on an axis: every second, third... is written."""
 TOLD = 5
@@ -72,6 +75,25 @@ class Grid:
         changes = np.abs(self.values[np.isfinite(self.values)] - self.baseline)
         return max(float(changes.max(initial=0.0)), SMALLEST_RANGE)
 
+    @property
+    def axis_title(self) -> str:
+        """Says what stands on an axis of tokens where it is not one token."""
+        if self.column_title != "token":
+            return self.column_title
+        if any(DIFFERS in c for c in self.columns):
+            return "token (two where the prompts differ: clean | corrupted)"
+        if any(c == str(i - len(self.columns)) for i, c in enumerate(self.columns)):
+            return "token, or its place from the end where the pairs have different ones"
+        return "token"
+
+
+def short_label(label: str, shown: Callable[[str, int], str]) -> str:
+    """A label for an axis; of two tokens, each is cut by itself, so that the second is never the one that is lost."""
+    parts = label.split(DIFFERS, 1)
+    if not all(p.strip(" ") for p in parts):  # a token that is itself a bar
+        parts = [label]
+    return " | ".join(shown(p.strip(" ") or p, LABEL_CHARACTERS - 3 * (len(parts) - 1)) for p in parts)
+
 
 def picture(found: PatchMap) -> Picture:
     """The picture that fits the axes of a map.
@@ -84,7 +106,8 @@ def picture(found: PatchMap) -> Picture:
     cells = grid(found)
     words = title(found), caption(found, cells.left_out)
     told = TOLD if found.axes[-1] == "unit" else 0
-    return Picture(_drawn(cells, *words, told), lambda: plotly_grid(cells, *words))
+    ticks = [short_label(c, label) for c in cells.columns]
+    return Picture(_drawn(cells, *words, told), lambda: plotly_grid(cells, ticks, *words))
 
 
 def grid(found: PatchMap) -> Grid:
@@ -174,7 +197,8 @@ def caption(found: PatchMap, left_out: int = 0) -> str:
     """How to read the picture, with n."""
     pairs = "1 pair of prompts" if found.n == 1 else f"{found.n} pairs of prompts"
     quoted = lambda tokens: listed([f"'{drawable(t, 14)}'" for t in tokens[:4]] + ["others"] * (len(tokens) > 4))
-    out = f"0: as on the corrupted prompt; 1: as on the clean one. Each activation is replaced by {found.estimand}. "
+    out = "0: as on the corrupted prompt (by habit the harmless twin); 1: as on the clean one (the refused one). "
+    out += f"Each activation is replaced by {found.estimand}. "
     out += f"Metric: {found.metric} ({quoted(found.refusing)} against {quoted(found.fulfilling)}), "
     out += f"{interval(found.clean)} clean, {interval(found.corrupted)} corrupted. n = {pairs}."
     if left_out:
@@ -222,23 +246,12 @@ def _ticks(axes: Axes, cells: Grid) -> None:
     n_rows, n_columns = cells.values.shape
     words = cells.column_title == "token"
     every = int(np.ceil(n_columns / (MAX_LABELS if words else MAX_NUMBERS)))
-    labels = [drawable(c, LABEL_CHARACTERS) for c in cells.columns[::every]]
+    labels = [short_label(c, drawable) for c in cells.columns[::every]]
     size = 8 if n_columns <= 40 else 6.5
     axes.set_xticks(range(0, n_columns, every), labels, rotation=90 if words else 0, fontsize=size if words else 8.5)
     step = int(np.ceil(n_rows / 40))
     axes.set_yticks(range(0, n_rows, step), [drawable(r, 12) for r in cells.rows[::step]], fontsize=8)
-    axes.set_xlabel(_column_title(cells))
+    axes.set_xlabel(cells.axis_title)
     axes.set_ylabel(cells.row_title)
     axes.tick_params(length=2)
     axes.get_xticklabels(), axes.get_yticklabels()  # made here, where '$' is not read as mathematics
-
-
-def _column_title(cells: Grid) -> str:
-    """Says what stands on an axis of tokens where it is not one token."""
-    if cells.column_title != "token":
-        return cells.column_title
-    if any(" |" in c for c in cells.columns):
-        return "token (two where the prompts differ: clean | corrupted)"
-    if any(c == str(i - len(cells.columns)) for i, c in enumerate(cells.columns)):
-        return "token, or its place from the end where the pairs have different ones"
-    return "token"

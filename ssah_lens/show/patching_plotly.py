@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ HOVER_CHARACTERS = 80
 FONT = {"family": "DejaVu Sans, Arial, sans-serif", "size": 12, "color": INK}
 
 
-def plotly_grid(cells: Grid, heading: str, words: str) -> go.Figure:
+def plotly_grid(cells: Grid, ticks: Sequence[str], heading: str, words: str) -> go.Figure:
     """A heatmap; hover tells layer, token, effect and interval.
 
     Args:
         cells: what to draw.
+        ticks: what stands below each column, escaped.
         heading, words: title and caption.
     """
     import plotly.graph_objects as go
@@ -48,15 +50,15 @@ def plotly_grid(cells: Grid, heading: str, words: str) -> go.Figure:
             reversescale=True,
             zmin=cells.baseline - cells.reach,
             zmax=cells.baseline + cells.reach,
-            colorbar={"title": {"text": "effect", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": "effect", "side": "top"}, "thickness": 14},
             xgap=0.5,
             ygap=0.5,
         )
     )
     turned = -90 if cells.column_title == "token" else 0
     figure.update_xaxes(
-        tickvals=list(range(n_columns)), ticktext=[label(c, AXIS_CHARACTERS) for c in cells.columns], tickangle=turned,
-        title=cells.column_title, showgrid=False, zeroline=False,
+        tickvals=list(range(n_columns)), ticktext=list(ticks), tickangle=turned,
+        title="<br>".join(textwrap.wrap(cells.axis_title, 36)), showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(n_rows)), ticktext=[label(r, AXIS_CHARACTERS) for r in cells.rows], autorange="reversed",
@@ -86,7 +88,7 @@ def plotly_neurons(found: PatchMap, values: Float[np.ndarray, "layer unit"], hea
         figure.update_traces(marker_color=ROLE_COLOURS["UCU"])
     figure.update_xaxes(title="neuron", zeroline=False)
     figure.update_yaxes(title="effect of one neuron")
-    return dressed(figure, heading, words, 520)
+    return dressed(figure, heading, words, 430, 60)
 
 
 def label(token: str, limit: int) -> str:
@@ -106,15 +108,19 @@ def _told(cells: Grid, row: int, column: int) -> str:
     )
 
 
-def dressed(figure: go.Figure, heading: str, words: str, height: int) -> go.Figure:
-    """The shared look: title, then words, then `height` pixels of picture."""
+def dressed(figure: go.Figure, heading: str, words: str, height: int, below: int = 150) -> go.Figure:
+    """The shared look: title, then words, then `height` pixels of picture, `below` of them for what is on the axis.
+
+    Title and words are kept in `layout.meta` too: a page of its own writes them as text that wraps (`Picture.save`).
+    """
     lines = [escape(line) for line in textwrap.wrap(words, 130)]
     above = 60 + 16 * len(lines)
     figure.update_layout(
         template="plotly_white",
         font=FONT,
         height=height + above,
-        margin={"l": 60, "r": 20, "t": above, "b": 150},
+        margin={"l": 60, "r": 20, "t": above, "b": below},
+        meta={"heading": heading, "words": words},
         title={"text": f"<b>{escape(heading)}</b>", "x": 0.01, "xanchor": "left", "font": {"size": 16},
                "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 14}},
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ssah_lens.errors import BadInput
 from ssah_lens.show.files import write_whole
+from ssah_lens.show.page import POLICY, STYLE
 from ssah_lens.show.style import png, save_png, save_still
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 STILL = (".png", ".svg", ".pdf")
 CONFIG = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"format": "svg"}}
+
+
+MARGIN = 24
+"""Pixels above an interactive drawing whose title stands outside it."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,7 @@ class Picture:
 
     def _write(self, path: Path, suffix: str) -> None:
         if suffix == ".html":
-            page = self.draw().to_html(include_plotlyjs=True, full_html=True, config=CONFIG)
-            path.write_text(page, encoding="utf-8")
+            path.write_text(_document(self.draw()), encoding="utf-8")
         elif suffix == ".png":
             save_png(self.figure, path)
         else:
@@ -61,3 +66,20 @@ class Picture:
 
     def _repr_png_(self) -> bytes:
         return png(self.figure)
+
+
+def _document(figure: go.Figure) -> str:
+    """A page whose title and caption are text, so that they wrap on a phone and are read aloud; the drawing below."""
+    told = figure.layout.meta
+    gone = figure.layout.margin.t - MARGIN
+    figure.layout.annotations = ()
+    figure.update_layout(title=None, margin_t=MARGIN, height=figure.layout.height - gone)
+    drawing = figure.to_html(include_plotlyjs=True, full_html=False, config=CONFIG)
+    heading, words = escape(told["heading"]), escape(told["words"])
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="referrer" content="no-referrer">'
+        f"<title>{heading}</title><style>{STYLE}</style></head>\n"
+        f'<body><h1>{heading}</h1><p class="words">{words}</p>\n{drawing}\n</body></html>\n'
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ssah_lens.results import (
     AblateResult,
@@ -28,6 +28,8 @@ from ssah_lens.show.style import (
     legend_above,
     new_figure,
     percent_axis,
+    ratio_axis,
+    spelled,
     styled,
     whiskers,
 )
@@ -42,11 +44,13 @@ def dose_response(result: AblateResult) -> Figure:
     """Outcomes and utility without a rising share of the units that rank highest as SCU, beside random twins."""
     n = result.baseline.harmful.refused.n
     figure = new_figure(
-        8.6,
+        8.9,
         f"Without a rising share of units ({n} harmful test prompts)",
-        "Units in the order of I_S - I_U, within their kind; mean ablation. Grey diamonds: random sets with as many "
-        "units in every layer and kind. Dashed line: the undamaged model. Stars: what the paper's 7-8B models still "
-        "refuse without their SCU (its judge, its prompts; no control). Whiskers: 95% intervals.",
+        "Units in the order of importance for safety minus importance for utility, within their kind; mean ablation. "
+        "Grey diamonds: random sets with as many units in every layer and kind. Dashed line: the undamaged model. "
+        "Stars: what the paper's 7-8B models still refuse without their SCU (its judge, its prompts; no control). "
+        f"Whiskers: 95% intervals. Perplexity: {result.baseline.utility.answer_perplexity.n} ordinary instructions, "
+        f"above 1 = worse. {spelled(['SCU'])}.",
     )
     panels = figure.subplots(3, sharex=True)
     shares = [d.size.units for d in result.doses]
@@ -68,12 +72,7 @@ def dose_response(result: AblateResult) -> Figure:
     for d in result.doses:
         _diamonds(panels[2], d.size.units, [loss(c) for c in d.controls])
     panels[2].axhline(1, color=BASELINE, linestyle="--", linewidth=1.1, zorder=1)
-    panels[2].set_yscale("log")
-    low, high = panels[2].get_ylim()
-    panels[2].set_ylim(min(low, 0.8), max(high, 1.5))
-    panels[2].yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high < 50 else (1,)))
-    panels[2].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-    panels[2].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+    ratio_axis(panels[2], "ratio (log scale)")
     panels[2].set_title("Perplexity of harmless answers, relative to the undamaged model")
     _share_axis(panels[2], shares, "share of all units ablated (log scale)")
     for axes in panels[:2]:
@@ -135,7 +134,7 @@ def scores_compared(result: ScoreComparison) -> Figure:
         panels[1].plot(values, y, marker, color=INK if marker == "o" else COMPARED, label=label, markersize=7)
     panels[1].axvline(0, color=BASELINE, linewidth=1)
     panels[1].set_xlim(-1.05, 1.05)
-    panels[1].set_xlabel("agreement of I_S with the exact effect")
+    panels[1].set_xlabel("agreement of the importance for safety with the exact effect")
     legend_above(panels[1], *panels[1].get_legend_handles_labels(), ncols=2, points=4)
     panels[2].barh(y, [max(s.seconds, 0.1) for s in lines], color=colours, height=0.62)
     panels[2].set_xscale("log")
@@ -210,7 +209,7 @@ def stability(result: StabilityResult) -> Figure:
         1.9 + 0.4 * len(names),
         f"Would other calibration data give the same roles? ({result.score})",
         "Share of a role's units that keep it when the score is computed again and cut at the same sizes. Vertical "
-        "lines: what random roles of those sizes would hold.",
+        f"lines: what random roles of those sizes would hold. Whiskers: 95% intervals. {_role_sizes(result)}.",
     )
     axes = figure.subplots()
     y = np.arange(len(names))[::-1]
@@ -229,6 +228,11 @@ def stability(result: StabilityResult) -> Figure:
     axes.grid(True, axis="x")
     legend_above(axes, *axes.get_legend_handles_labels(), ncols=3, points=4)
     return figure
+
+
+def _role_sizes(result: StabilityResult) -> str:
+    held = next(iter(result.compared.values())).held
+    return "; ".join(f"{spelled([r])}, n = {held[r].n:,}" for r in ("SCU", "UCU", "RU") if r in held)
 
 
 @styled

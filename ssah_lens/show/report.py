@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ssah_lens.results import Results, ScoreRow, Verdict
 from ssah_lens.show.section import Table
 from ssah_lens.show.sections import sections
-from ssah_lens.show.style import ROLE_COLOURS, ROLE_NAMES, png
+from ssah_lens.show.style import ROLE_COLOURS, ROLE_NAMES, caption_of, png
 from ssah_lens.show.text import count, interval, listed
 
 HYPOTHESES = {
@@ -60,11 +60,12 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page needs it: `png` is base64."""
+    """A figure as the page needs it: `png` is base64; the caption is drawn in it, and is text beside it."""
 
     name: str
     alt: str
     png: str
+    caption: str
 
 
 def write_report(
@@ -73,6 +74,7 @@ def write_report(
     provenance: Mapping,
     path: Path,
     explorer: str | None = None,
+    captions: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the report through a temporary name.
 
@@ -82,13 +84,14 @@ def write_report(
         provenance: what `record.json` holds; any part may be missing.
         path: where `report.html` goes.
         explorer: name of the unit explorer's file in the same folder, to be linked.
+        captions: of figures that are given as files, by name; a figure that is not a file brings its own.
 
     Returns:
         `path`.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(html(results, figures, provenance, explorer), encoding="utf-8")
+        partial.write_text(html(results, figures, provenance, explorer, captions), encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -96,14 +99,21 @@ def write_report(
 
 
 def html(
-    results: Results, figures: Mapping[str, Figure | Path], provenance: Mapping, explorer: str | None = None
+    results: Results,
+    figures: Mapping[str, Figure | Path],
+    provenance: Mapping,
+    explorer: str | None = None,
+    captions: Mapping[str, str] | None = None,
 ) -> str:
     """The report's text; arguments as for `write_report`."""
     from jinja2 import Environment, StrictUndefined
 
     found = sections(results)
     known = {name: alt for s in found for name, alt in s.figures.items()}
-    pictures = {n: Picture(n, known.get(n) or f"Figure: {_words(n)}.", _base64(f)) for n, f in figures.items()}
+    told = {n: caption_of(f) for n, f in figures.items() if isinstance(f, Figure)} | dict(captions or {})
+    pictures = {
+        n: Picture(n, known.get(n) or f"Figure: {_words(n)}.", _base64(f), told.get(n, "")) for n, f in figures.items()
+    }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["estimate"] = _estimate
     template = resources.files("ssah_lens.show").joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -139,7 +149,7 @@ def _lead(results: Results) -> str:
     rows = [r for r in results.scorecard if r.id in HYPOTHESES]
     if not rows:
         return "No hypothesis has been tested yet: the stages that speak to one have not been run."
-    told = [f"{r.id} is {r.verdict}" for r in rows]
+    told = [f"{r.id} ({HYPOTHESES[r.id].split(':')[0]}) is {r.verdict}" for r in rows]
     checks = [r for r in results.scorecard if r.id not in HYPOTHESES and r.verdict is not Verdict.SUPPORTED]
     warned = (
         f" {count(len(checks), 'check')} that must hold first did not: read the verdicts with that in mind."

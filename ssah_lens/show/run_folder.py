@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
@@ -17,8 +18,8 @@ from ssah_lens.show.files import write_whole
 from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
 from ssah_lens.show.patch_section import draw_patch
 from ssah_lens.show.report import write_report
-from ssah_lens.show.style import save_png, save_still
-from ssah_lens.units import UnitTable
+from ssah_lens.show.style import caption_of, save_png, save_still
+from ssah_lens.units import Kind, UnitTable
 
 EXPLORER = "explorer.html"
 
@@ -97,14 +98,32 @@ def render(
     """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    paths, captions = {}, {}
     for name, figure in draw(results, units).items():
         paths[name] = write_whole(folder / f"{name}.png", partial(save_png, figure))
+        captions[name] = caption_of(figure)
         figure.set_layout_engine("none")  # laid out already; doing it again costs as much as the drawing
         write_whole(folder / f"{name}.svg", partial(save_still, figure, form="svg"))
     if units is not None:
-        explorer(units, contexts, title=f"Units of {results.model or 'the model'}").save(out / EXPLORER)
-    return write_report(results, paths, provenance, out / "report.html", EXPLORER if units is not None else None)
+        title = f"Units of {results.model or 'the model'}"
+        explorer(units, contexts, exact_effects(results, units), title).save(out / EXPLORER)
+    beside = EXPLORER if units is not None else None
+    return write_report(results, paths, provenance, out / "report.html", beside, captions)
+
+
+def exact_effects(results: Results, units: UnitTable) -> dict[str, dict[Kind, np.ndarray]]:
+    """What replacing single units does to the choice, of those that stage `patch` sampled; NaN for the others."""
+    if results.patch is None or not results.patch.units:
+        return {}
+    found = results.patch.units[0]
+    out = {k: np.full(np.shape(units.safety[k]), np.nan) for k in Kind}
+    for label, effect in zip(found.labels, found.exact, strict=True):
+        name, _, place = label.partition(" ")
+        kind = Kind.HEAD if name == "head" else Kind.MLP
+        layer, index = map(int, place.split("."))
+        if layer < units.grid.n_layers and index < units.grid.width(kind):
+            out[kind][layer, index] = effect
+    return {"exact effect on the choice": out}
 
 
 def copy_figures(run: Path, folder: Path) -> list[Path]:

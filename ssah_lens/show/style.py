@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -115,11 +116,40 @@ def percent_axis(axes: Axes, label: str, axis: str = "y") -> None:
     getattr(axes, f"set_{axis}label")(label)
 
 
+def ratio_axis(axes: Axes, label: str) -> None:
+    """Makes the y axis logarithmic, for ratios around 1, with at least three numbers on it however narrow it is."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    low, high = min(low, 0.8), max(high, 1.5)
+    axes.set_ylim(low, high)
+    digits = (1, 1.25, 1.5, 2, 3, 4, 5, 6, 8) if high < 5 * low else (1, 2, 5) if high < 50 * low else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    step = max(1, len(powers) // 5)
+    places = [d * 10.0**p for p in powers if p % step == 0 for d in digits]
+    axes.yaxis.set_major_locator(FixedLocator([p for p in places if low <= p <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    power = lambda v: rf"$10^{{{round(math.log10(v))}}}$×"
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×" if v < 1000 else power(v)))
+    axes.set_ylabel(label)
+
+
+def spelled(roles: Iterable[str]) -> str:
+    """The roles' names in full, for a caption that is read without the paper: 'SCU: safety critical; ...'."""
+    return "; ".join(f"{r}: {ROLE_NAMES[r]}" for r in roles if r in ROLE_NAMES)
+
+
 def whiskers(estimates: Sequence[Estimate], scale: float = 1.0) -> list[list[float]]:
     """Lengths below and above each value, as `errorbar` wants them; 0 where there is no interval."""
     below = [0.0 if e.low is None else max(e.value - e.low, 0.0) * scale for e in estimates]
     above = [0.0 if e.high is None else max(e.high - e.value, 0.0) * scale for e in estimates]
     return [below, above]
+
+
+def caption_of(figure: Figure) -> str:
+    """The caption that is drawn below a figure, as one line of text: for who cannot see it, or only very small."""
+    return " ".join(figure.get_supxlabel().split()).replace(r"\$", "$")
 
 
 def save_png(figure: Figure, target: Path | IO[bytes]) -> None:

@@ -27,6 +27,7 @@ from ssah_lens.show.style import (
     legend_above,
     new_figure,
     percent_axis,
+    spelled,
     styled,
     whiskers,
 )
@@ -222,8 +223,8 @@ def _plotly(result: TransferReport, bars: Bars) -> go.Figure:
     )
     stayed = result.counts.get("CU", {}).get("CU", 0)
     words = f"n = {result.n_units:,} units, scored by {result.score}, cut at the sizes of before. The {stayed:,} units "
-    words += "that are CU both times are left out. Hover for numbers."
-    return dressed(go.Figure(diagram), "What became of each role's units", words, 460)
+    words += f"that are CU both times are left out. Hover for numbers. {spelled(ROLE_COLOURS)}."
+    return dressed(go.Figure(diagram), "What became of each role's units", words, 420, 20)
 
 
 def _middle(bars: Bars, side: str, role: str) -> float:

@@ -18,11 +18,16 @@ from ssah_lens.show.style import (
     legend_above,
     new_figure,
     percent_axis,
+    spelled,
     styled,
     whiskers,
 )
+from ssah_lens.show.text import listed
+from ssah_lens.stats import Estimate
 
 MARKERS = {"steps": "o", "loss": "D"}
+LABEL = 34
+"""Characters after which the name of a line is broken."""
 SAFEST, RANDOM_ONES = "freeze top ", "freeze random "
 
 
@@ -150,35 +155,42 @@ def budget(r: BudgetResult) -> Figure:
 @styled
 def transfer(r: TransferResult) -> Figure:
     """How many safety units kept their role, beside the null, and whose parameters bring refusals back."""
-    figure = new_figure(
-        5.0,
-        "Do safety units turn into others?",
-        f"{r.n_units:,} units scored by {r.score}, roles cut at the sizes before. Null: the same model scored on "
-        "another calibration sample. Below: the fine-tuned model with the parameters of these units put back.",
-    )
-    top, bottom = figure.subplots(2, height_ratios=(1, 1.2))
-    held = {
+    scored = {
         "null: another calibration sample": r.null.held.get("SCU"),
         "fine-tuned, refusals mixed in": r.safe.held.get("SCU"),
         "fine-tuned": r.tuned.held.get("SCU"),
     }
-    _dots(top, {k: v for k, v in held.items() if v}, ROLE_COLOURS["SCU"])
+    held: dict[str, Estimate] = {k: v for k, v in scored.items() if v}
+    refused = {n: e for n, e in r.refused.items()} | {f"put back: {x.units} ({x.n})": x.refused for x in r.restored}
+    rows = [sum(1 + textwrap.fill(name, LABEL).count("\n") for name in names) for names in (held, refused)]
+    told = [f"n = {next(iter(x.values())).n:,} {what}" for x, what in ((held, "SCU"), (refused, "prompts")) if x]
+    figure = new_figure(
+        2.6 + 0.27 * sum(rows),
+        "Do safety units turn into others?",
+        f"{r.n_units:,} units scored by {r.score}, roles cut at the sizes before; {listed(told)}. Null: the same model "
+        "scored on another calibration sample. Dotted: chance. Below: the fine-tuned model with the parameters of "
+        f"these units put back. Whiskers: 95% intervals. {spelled(['SCU'])}.",
+    )
+    top, bottom = figure.subplots(2, height_ratios=[max(n, 1) for n in rows])
+    _dots(top, held, ROLE_COLOURS["SCU"], "share of units")
     top.set_title("SCU that kept their role")
     if "SCU" in r.tuned.chance:
         top.axvline(r.tuned.chance["SCU"], color=RANDOM, linestyle=":", linewidth=1.2)
-    refused = {n: e for n, e in r.refused.items()} | {f"put back: {x.units} ({x.n})": x.refused for x in r.restored}
-    _dots(bottom, refused, INK)
+    _dots(bottom, refused, INK, "share of prompts")
     bottom.set_title("Harmful prompts refused")
     return figure
 
 
-def _dots(axes: Axes, values: dict, colour: str) -> None:
-    y = range(len(values))
+def _dots(axes: Axes, values: dict[str, Estimate], colour: str, unit: str) -> None:
+    """One line per name; a name of two lines takes the room of two."""
+    names = [textwrap.fill(name, LABEL) for name in values]
+    tall = np.array([1 + n.count("\n") for n in names], dtype=float)
+    y = np.cumsum(tall) - tall / 2 - 0.5
     axes.errorbar([e.value for e in values.values()], y, xerr=whiskers(list(values.values())), fmt="o", color=colour,
                   capsize=3, clip_on=False)  # fmt: skip
-    axes.set_yticks(y, [textwrap.fill(name, 34) for name in values])
-    axes.set_ylim(len(values) - 0.4, -0.6)
-    percent_axis(axes, "", "x")
+    axes.set_yticks(y, names)
+    axes.set_ylim(tall.sum() - 0.4, -0.6)
+    percent_axis(axes, unit, "x")
     _grid_both(axes)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_report_browser import CONTRAST
 
 from ssah_lens.show import circuits
 from ssah_lens.show.tokens import WORD_JOINER, visible
@@ -49,6 +50,16 @@ def test_a_saved_view_draws_offline(name: str, open_page, tmp_path: Path):
     assert opened.page.locator("#view-0 script, #view-0 img, #view-0 bos, #view-0 i").count() == 0
     assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1"), "nothing sticks out"
     opened.check()
+
+
+@pytest.mark.parametrize("name", ["attention", "coloured", "neurons", "top", "log_probs"])
+def test_tokens_stand_out_from_their_colour(name: str, open_page, tmp_path: Path):
+    """WCAG AA, on every strength of the colours."""
+    view = views()[name]
+    opened = open_page(view.save(tmp_path / "view.html"))
+    drawn(opened, parts=len(view.parts))
+    opened.page.wait_for_timeout(300)  # the views write themselves a moment later
+    assert opened.page.evaluate(CONTRAST) == []
 
 
 @pytest.mark.parametrize("name", ["coloured", "neurons", "log_probs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from made_up import made_up_table
 
 from ssah_lens.errors import BadInput
-from ssah_lens.results import Snippet, UnitContext
+from ssah_lens.results import EffectAgreement, PatchResult, Results, Snippet, UnitContext
 from ssah_lens.show.explorer import explorer
+from ssah_lens.show.run_folder import exact_effects
 from ssah_lens.units import Kind, Role, UnitTable
 
 HOSTILE = ("<script>alert(1)</script>", "</script>", "<bos>", "<img src=x onerror=alert(1)>", "😀", "שלום", "x" * 300,
@@ -81,6 +83,23 @@ def _close(text: str, value: float) -> bool:
         return False
 
 
+def test_confidence_and_exact_effect_of_a_run_are_shown(open_page, tmp_path: Path):
+    """Both are on one's mind when a unit is opened: would it keep its role, and what does it really do?"""
+    table = made_up_table()
+    sure = {k: np.full(table.safety[k].shape, 0.625) for k in Kind}
+    labels = ("neuron 1.5", "head 2.3", "neuron 9.9")  # the last one is of a larger model
+    found = EffectAgreement("guess", "exact effect", "", "", labels, (0.25, -0.75, 1.0), (0.2, 0.1, 0), None, {}, (), 4)
+    effects = exact_effects(Results(patch=PatchResult((), (), (found,), found)), table)
+    path = explorer(replace(table, confidence=sure), (), effects).save(tmp_path / "e.html")
+    page = open_page(path).page
+    page.locator("body[data-ready]").wait_for(state="attached")
+    for name, effect in (("L1N5", "0.25"), ("L2H3", "-0.75"), ("L0N0", "not measured")):
+        page.evaluate(f"explorer.open('{name}')")
+        told = page.inner_text("#details")
+        assert "0.625" in told and effect in told and "exact effect on the choice" in told
+    assert exact_effects(Results(), table) == {}
+
+
 def test_search_finds_units_and_says_what_there_is(opened):
     page = opened.page
     for text, name in (("L1N5", "L1N5"), ("layer 2, head 3", "L2H3"), ("0.39", "L0N39"), ("l2h0", "L2H0")):
@@ -125,6 +144,54 @@ def test_the_table_opens_units_by_keyboard(opened):
     assert name in best
 
 
+def test_everything_is_reached_by_keyboard_alone(opened):
+    """Search, filter and open without a mouse; arrow keys on the map go from unit to unit."""
+    page = opened.page
+    focused = lambda: page.evaluate("document.activeElement.id || document.activeElement.value")
+    reached = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(focused())
+        if reached[-1] == "CU":
+            page.keyboard.press("Space")
+        if reached[-1] == "search":
+            page.keyboard.type("L1N5")
+            page.keyboard.press("Enter")
+            assert unit_of(opened) == "L1N5"
+        if reached[-1] == "map":
+            break
+    assert {"SCU", "CU", "kind", "column", "scale", "first", "last", "share", "search", "map"} <= set(reached)
+    assert page.locator("#listed").inner_text().startswith(str(132 - len(opened.table.roles[Role.CU]))), "CU left out"
+    page.keyboard.press("ArrowUp")  # what is open is not shown: the largest of what is
+    layer = lambda: int(unit_of(opened)[1 : unit_of(opened).index("N" if "N" in unit_of(opened) else "H")])
+    first, at = unit_of(opened), layer()
+    height = lambda: page.evaluate(f"explorer.where('{unit_of(opened)}')[1]")
+    before = height()
+    page.keyboard.press("ArrowDown")
+    assert unit_of(opened) != first and layer() == at and height() >= before
+    page.keyboard.press("ArrowLeft" if at else "ArrowRight")
+    assert layer() == (at - 1 if at else 1)
+    opened.check()
+
+
+def test_a_phone_shows_what_was_opened(open_page, tmp_path: Path):
+    found = open_page(explorer(made_up_table(), contexts()).save(tmp_path / "e.html"),
+                      viewport={"width": 390, "height": 844})  # fmt: skip
+    page = found.page
+    page.locator("body[data-ready]").wait_for(state="attached")
+    inside = "(() => { const b = document.getElementById('details').getBoundingClientRect();" \
+             "return b.top < innerHeight - 100 && b.bottom > 100; })()"  # fmt: skip
+    x, y = page.evaluate("explorer.where('L1N5')")
+    page.locator("#map").click(position={"x": x, "y": y})
+    assert unit_of(found) and page.evaluate(inside)
+    name = page.locator("#list button").last
+    assert name.bounding_box()["height"] < 25, "a name is not broken in two"
+    name.click()
+    assert unit_of(found) == name.inner_text() and page.evaluate(inside)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    found.check()
+
+
 def test_contexts_are_text_and_neighbours_lead_on(opened):
     page = opened.page
     page.evaluate("explorer.open('L1N5')")
@@ -134,6 +201,7 @@ def test_contexts_are_text_and_neighbours_lead_on(opened):
     assert page.locator("#details script, #details img, #details bos").count() == 0
     assert "0.123" in text and "Most active on harmless prompts" in text
     assert page.locator(".snippet .peak").count() == 2
+    assert page.locator(".snippet").first.inner_text().strip().endswith("2") and "orange is above zero" in text
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1"), "nothing sticks out"
     page.locator("#details button", has_text="L0H1").click()
     assert unit_of(opened) == "L0H1" and "No texts are kept" in page.inner_text("#details")

@@ -69,6 +69,15 @@ def test_an_axis_says_what_stands_on_it(tokens: tuple[str, ...], told: str):
     assert shown.figure.axes[0].get_xlabel() == told
 
 
+def test_both_tokens_of_a_place_where_the_prompts_differ_can_be_read():
+    labels = {"layer": ("0", "1"), "pos": (" immigrants | eggs", "an" * 20 + " |" + "bo" * 20, " |")}
+    shown = picture(replace(made_up(("layer", "pos"), (2, 3)), labels=labels))
+    ticks = [t.get_text() for t in shown.figure.axes[0].get_xticklabels()]
+    assert ticks == ["immigrants | eggs", "anananananana… | bobobobobobob…", "|"]
+    axis = shown.interactive().layout.xaxis
+    assert list(axis.ticktext) == ticks and axis.title.text.replace("<br>", " ") == shown.figure.axes[0].get_xlabel()
+
+
 def test_any_token_can_stand_on_an_axis(tmp_path: Path):
     base = made_up(("layer", "pos"), (2, len(HOSTILE)))
     shown = picture(replace(base, labels={"layer": ("0", "1"), "pos": HOSTILE}))
@@ -167,4 +176,18 @@ def test_an_interactive_map_draws_offline(open_page, tmp_path: Path):
     assert opened.colours(".js-plotly-plot", at_least=10) >= 10
     axis = opened.page.locator(".xtick text").all_text_contents()
     assert "<b>b</b>" in axis and "$x$" in axis
+    opened.check()
+
+
+def test_an_interactive_map_is_a_page_for_a_phone(open_page, tmp_path: Path):
+    """Its title and caption are text that wraps; the drawing takes the width there is."""
+    opened = open_page(picture(made_up(("layer", "pos"), (8, 6))).save(tmp_path / "map.html"),
+                       viewport={"width": 390, "height": 844}, is_mobile=True)  # fmt: skip
+    opened.page.locator(".heatmaplayer image").wait_for(state="attached")
+    assert opened.page.evaluate("window.innerWidth") == 390, "laid out for this screen"
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 391
+    assert opened.page.title() == "Patching the residual stream before each block" == opened.page.inner_text("h1")
+    assert "n = 1 pair of prompts" in opened.page.inner_text("p.words")
+    assert opened.page.locator("html").get_attribute("lang") == "en"
+    assert opened.page.locator(".annotation, .gtitle").count() == 0, "neither is drawn a second time"
     opened.check()

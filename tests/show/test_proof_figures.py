@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from made_up import PROVENANCE, behaviour, hits, made_up, made_up_table, outcomes, rate
+from made_up_direction import made_up_direction
+from made_up_tuning_stage import budget, transfer, tuning
 
 from ssah_lens.config import UnitsConfig
 from ssah_lens.results import (
@@ -28,6 +32,7 @@ from ssah_lens.results import (
     UnitContext,
 )
 from ssah_lens.show import proof_figures, proof_sections
+from ssah_lens.show.figures import roles_ablated
 from ssah_lens.show.report import html
 from ssah_lens.show.run_folder import draw
 from ssah_lens.show.sections import sections
@@ -58,6 +63,10 @@ def made_up_sufficiency() -> SufficiencyResult:
     )
     curve = lambda name, area: Faithfulness(name, (0.0, 0.01, 0.1, 1.0), (0.0, 0.1, 0.6, 1.0), area, 1 - area, 4.0, 0.1)
     return SufficiencyResult(moved, (curve("SCU (I_S - I_U)", 0.81), curve("random 0", 0.4)))
+
+
+NO_N_KEPT = {"faithfulness"}
+"""Figures whose results do not hold how many prompts are behind them."""
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +166,35 @@ def test_sections_without_a_counterpart_or_grid_say_so():
     alone = proof_sections.sufficiency(SufficiencyResult((), made_up_sufficiency().faithfulness))
     assert "no unaligned counterpart" in alone.words[0] and "transplants" not in alone.figures
     assert proof_sections.grid_tables(made_up().ablate) == ()
+
+
+def test_every_figure_is_read_without_the_paper(whole: Results):
+    """Every caption tells n, every axis says what it shows, and no tick label lies on another."""
+    results = replace(whole, direction=made_up_direction(), tuning=tuning(), budget=budget(), transfer=transfer())
+    for name, figure in draw(results, made_up_table()).items():
+        told = " ".join(f"{figure.get_suptitle()} {text(figure)}".split())
+        counted = r"n ?= ?\d|\d (harmful|ordinary|validation|train|test|random|prompts|neurons|units)\b"
+        assert name in NO_N_KEPT or re.search(counted, told), (name, told)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for axis, sign in ((axes.xaxis, 1), (axes.yaxis, -1)):
+                shown = [t for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
+                boxes = sorted((t.get_window_extent() for t in shown), key=lambda b: (b.x0, b.y0)[sign < 0])
+                across = [(a.x1 - b.x0, a.y1 - b.y0)[sign < 0] for a, b in pairwise(boxes)]
+                assert all(d <= 1 for d in across) or axis.get_ticks_position() == "none", (name, across)
+
+
+def test_a_narrow_axis_of_ratios_has_numbers_on_it(whole: Results):
+    for figure in (proof_figures.dose_response(whole.ablate), roles_ablated(whole.ablate)):
+        axes = figure.axes[-1]
+        figure.draw_without_rendering()
+        low, high = axes.get_ylim()
+        assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 3
+        assert "1×" in [t.get_text() for t in axes.get_yticklabels()]
+
+
+def test_a_role_without_random_sets_is_named(whole: Results):
+    bare = tuple(c for c in whole.ablate.conditions if c.control is None or c.role != "CU")
+    words_of = lambda r: " ".join(roles_ablated(r).get_supxlabel().split())
+    assert "none was measured for CU" in words_of(replace(whole.ablate, conditions=bare))
+    assert "none was measured" not in words_of(whole.ablate) and "60 items" in words_of(whole.ablate)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from made_up import HOSTILE, PROVENANCE, made_up, made_up_table
 
+from ssah_lens.show import report as report_module
 from ssah_lens.show.run_folder import render
+from ssah_lens.show.section import Table
+from ssah_lens.show.sections import sections
 
 PHONE = {"width": 390, "height": 844}
 CONTRAST = """() => {
@@ -116,3 +120,36 @@ def test_it_prints(report: Path, open_page):
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert page.locator("figure").first.evaluate("(e) => getComputedStyle(e).breakInside") == "avoid"
+
+
+def test_a_caption_is_text_as_well(report: Path, open_page):
+    """Drawn in the picture it cannot be heard, and on a phone it is too small to read: there it stands below."""
+    desk, phone = open_page(report).page, open_page(report, viewport=PHONE).page
+    for page in (desk, phone):
+        assert page.locator("figcaption").count() == page.locator("figure img").count()
+        assert "60 harmful prompts" in page.locator("#ablate figcaption").nth(1).inner_text()
+    assert desk.locator("figcaption").first.bounding_box()["width"] <= 1
+    box = phone.locator("#ablate figcaption").first.bounding_box()
+    assert box["width"] > 300 and box["height"] > 30
+    assert phone.locator("#ablate img").first.bounding_box()["width"] >= PHONE["width"] - 1, "as wide as the screen"
+
+
+def test_a_section_says_which_hypothesis_it_tests(report: Path, open_page):
+    page = open_page(report).page
+    said = page.locator("#ablate .tested").inner_text()
+    assert "supported" in said and "H4: A few units carry the choice to refuse." in said
+    assert page.locator("#refusal .tested").count() == 0
+    assert "H4 (few units) is supported and H5 (freezing) is not settled" in page.locator(".lead").inner_text()
+
+
+def test_the_widest_table_fits_on_paper(open_page, tmp_path: Path):
+    """Paper does not scroll: what stands beyond its edge is lost."""
+    columns = ("name", *(f"refused, random sets {i}" for i in range(12)))
+    table = Table("Many columns", columns, tuple((f"set {i}", *["0.97 [0.89, 0.99] n=60"] * 12) for i in range(3)))
+    section = replace(sections(made_up())[0], tables=(table,))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report_module, "sections", lambda results: [section])
+        path = report_module.write_report(made_up(), {}, PROVENANCE, tmp_path / "r.html")
+    page = open_page(path, viewport={"width": 718, "height": 1000}).page  # A4 without its margins
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 719

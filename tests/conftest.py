@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,17 @@ def quiet_and_deterministic() -> Iterator[None]:
     with quiet():
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries_are_no_garbage() -> None:
+    """Every training collects garbage: a quarter of a second, if the objects of libraries are searched."""
+    import transformers.models.llama.modeling_llama  # noqa: F401 (what most tests import)
+
+    import ssah_lens.study.runner  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,20 @@ settings.register_profile(
 )
 settings.load_profile("ssah")
 
+LONGEST = ("study/test_engine.py", "study/test_kill.py", "test_cli.py", "notebooks/test_notebooks.py")
+"""Files with few tests that take long. Begun last, one of them would keep one processor while the others wait."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are given to processes (`--dist loadfile`) in the order below, not those of many tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
 SENTENCES = [
     "How do I bake a loaf of bread at home?",
     "Sorry, I cannot help with that request.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,20 @@ settings.register_profile(
     "ssah", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ssah")
+
+LONGEST = ("study/test_engine.py", "study/test_kill.py", "test_cli.py", "notebooks/test_notebooks.py")
+"""Files with few tests that take long. Begun last, one of them would keep one processor while the others wait."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are given to processes (`--dist loadfile`) in the order below, not those of many tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
 
 SENTENCES = [
     "How do I bake a loaf of bread at home?",
@@ -45,6 +60,17 @@ def quiet_and_deterministic() -> Iterator[None]:
     with quiet():
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries_are_no_garbage() -> None:
+    """Every training collects garbage: a quarter of a second, if the objects of libraries are searched."""
+    import transformers.models.llama.modeling_llama  # noqa: F401 (what most tests import)
+
+    import ssah_lens.study.runner  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

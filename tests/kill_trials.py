@@ -11,6 +11,7 @@ Prints one JSON object; the exit status is 1 when anything was lost or altered.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -267,10 +268,13 @@ def main() -> int:
 
 
 def import_all() -> None:
-    """What a study needs, once, before the forks; one thread, which is what may be forked."""
+    """What a study needs, once, before the forks, and no garbage for them; one thread, which is what may be forked."""
     import torch
+    import transformer_lens.model_bridge  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import ssah_lens.score.mask
+    import ssah_lens.show.run_folder
     import ssah_lens.study.freeze
     import ssah_lens.study.runner
     import ssah_lens.study.scorecard
@@ -281,6 +285,8 @@ def import_all() -> None:
     torch.set_num_threads(1)
     # What a long training keeps every minute or two, these short ones keep at every step.
     ssah_lens.train.checkpoint.PAUSE = ssah_lens.score.mask.KEPT_EVERY = 0.0
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":

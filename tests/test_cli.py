@@ -1,9 +1,8 @@
-"""The command line as a user meets it: a subprocess, its exit status, its streams."""
+"""The command line as a user meets it: a process, its exit status, its streams."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,19 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import command, python, run_anew
 
 ROOT = Path(__file__).parents[1]
-
-
-def run(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ssah_lens", *words],
-        cwd=cwd or ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture
@@ -31,6 +20,30 @@ def prompts(tmp_path: Path) -> Path:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(f"How do I bake bread number {i}?" for i in range(5)))
     return file
+
+
+@pytest.mark.parametrize(
+    "code,status",
+    [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1), ("import os; os.kill(os.getpid(), 9)", -9)],
+    ids=["done", "exit", "raised", "killed"],
+)
+def test_a_forked_process_is_what_a_new_one_is(code: str, status: int, tmp_path: Path):
+    """Everything below leans on this; that a new interpreter says the same is asked of one command."""
+    code = f"import os, sys; print(os.getcwd(), os.environ['A'], 'ssah_lens' in sys.modules, flush=True)\n{code}"
+    got = python("-c", code, cwd=tmp_path, A="ours")
+    assert (got.returncode, got.stdout) == (status, f"{tmp_path} ours False\n")
+    assert ("ZeroDivisionError" in got.stderr) == (status == 1)
+
+
+def test_a_forked_process_that_hangs_is_killed():
+    with pytest.raises(subprocess.TimeoutExpired) as late:
+        python("-c", "import time; print('begun', flush=True); time.sleep(600)", timeout=0.5)
+    assert late.value.stdout == "begun\n"
+
+
+def test_what_is_read_at_import_cannot_be_set_for_a_forked_process():
+    with pytest.raises(ValueError, match="use a new interpreter"):
+        command("models", HF_HOME="elsewhere")
 
 
 # --- bad input: one line, exit 2, no traceback, nothing written
@@ -114,7 +127,7 @@ def bad_files(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("words,says", BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_exit_2(words: list[str], says: str, bad_files: Path):
     before = sorted(bad_files.iterdir())
-    got = run(*words, cwd=bad_files)
+    got = command(*words, cwd=bad_files)
     assert got.returncode == 2, got.stderr
     assert says in got.stderr and "Traceback" not in got.stderr and got.stdout == ""
     if "Usage" not in got.stderr:
@@ -134,7 +147,7 @@ def test_output_places_are_checked_before_any_work(bad_files: Path):
         ["align", "smollm2-135m", "--out", "good.txt/inside"],
         ["study", "--out", "good.txt"],
     ):
-        got = run(*words, cwd=bad_files)
+        got = command(*words, cwd=bad_files)
         assert got.returncode == 2 and "another --out" in got.stderr, (words, got.stderr)
     assert (bad_files / "full" / "something").read_text() == "mine"
 
@@ -143,23 +156,23 @@ def test_output_places_are_checked_before_any_work(bad_files: Path):
 
 
 def test_models_lists_all_three_as_json():
-    got = run("models", "--json")
+    got = run_anew("models", "--json")
     rows = json.loads(got.stdout)["models"]
     assert got.returncode == 0 and {r["name"] for r in rows} == {"smollm2-135m", "qwen2.5-coder-1.5b", "gemma-3-270m"}
 
 
 def test_the_shipped_collection_is_whole():
-    got = run("data", "check", "--json")
+    got = command("data", "check", "--json")
     found = json.loads(got.stdout)
     assert got.returncode == 0 and found["problems"] == []
     assert found["files"]["refusal_pairs"]["rows"] >= 600
     assert found["matching"]["leak"]["matched"]["value"] < 0.75 < found["matching"]["leak"]["unmatched"]["value"]
-    table = run("data", "check", COLUMNS="160").stdout
+    table = command("data", "check", COLUMNS="160").stdout
     assert "no problems" in table and "cybercrime" in table and "harmful side scores above its own twin" in table
 
 
 def test_a_shipped_set_or_a_file_can_be_asked(micro_folder: Path):
-    got = run("refusal", str(micro_folder), "--harmful", "borderline_unsafe", "--limit", "3", "--json")
+    got = command("refusal", str(micro_folder), "--harmful", "borderline_unsafe", "--limit", "3", "--json")
     assert got.returncode == 0, got.stderr
     assert json.loads(got.stdout)["harmful"]["refused"]["n"] == 3
 
@@ -168,7 +181,7 @@ def test_refusal_prints_one_json_object_and_nothing_else(micro_folder: Path, pro
     table = tmp_path / "harmbench.csv"
     table.write_text('Behavior,Category\n"one, with\na line break",x\nSECOND,y\n')
     files = ["--harmful", str(table), "--harmless", str(prompts)]
-    got = run("refusal", str(micro_folder), *files, "--max-new-tokens", "4", "--json")
+    got = command("refusal", str(micro_folder), *files, "--max-new-tokens", "4", "--json")
     assert got.returncode == 0, got.stderr
     found = json.loads(got.stdout)
     assert found["harmful"]["refused"]["n"] == 2 and found["harmless"]["refused"]["n"] == 5
@@ -178,8 +191,11 @@ def test_refusal_prints_one_json_object_and_nothing_else(micro_folder: Path, pro
 
 
 def test_quiet_says_nothing_on_standard_error(micro_folder: Path, prompts: Path):
-    got = run("refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2", "--quiet")
+    """In a new interpreter, since libraries talk while they are imported; the other commands here are forked."""
+    words = ["refusal", str(micro_folder), "--harmful", str(prompts), "--max-new-tokens", "2", "--quiet"]
+    got, forked = run_anew(*words), command(*words)
     assert got.returncode == 0 and got.stderr == "" and "refused" in got.stdout
+    assert (forked.returncode, forked.stderr, forked.stdout) == (0, "", got.stdout)
 
 
 def test_ablate_refuses_units_of_another_shape(micro_folder: Path, micro_qwen, prompts: Path, tmp_path: Path):
@@ -194,7 +210,7 @@ def test_ablate_refuses_units_of_another_shape(micro_folder: Path, micro_qwen, p
     scores = Scores(values, values, signed=False)
     table = UnitTable(grid, values, values, assign(grid, scores, Sizes(0.2, 0.1, 0.1)), {"model": "other"})
     table.save(tmp_path / "u.parquet")
-    got = run(
+    got = command(
         "ablate", str(micro_folder), "--units", str(tmp_path / "u.parquet"), "--harmful", str(prompts), "--harmless",
         str(prompts),
     )  # fmt: skip
@@ -216,7 +232,7 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
     UnitTable(micro.grid, values, values, roles, {"model": "elsewhere"}).save(tmp_path / "u.parquet")
     data = tmp_path / "tune.jsonl"
     data.write_text("".join(json.dumps({"instruction": f"Say {i}", "output": f"{i} it is"}) + "\n" for i in range(20)))
-    got = run(
+    got = command(
         "finetune", str(micro_folder), "--data", str(data), "--out", str(tmp_path / "tuned"), "--freeze",
         str(tmp_path / "u.parquet"), "--roles", "SCU", "--lr", "1e-2", "--epochs", "2", "--json",
     )  # fmt: skip
@@ -239,7 +255,7 @@ def test_patch_answers_axes_labels_and_values(micro_folder: Path, tmp_path: Path
     for site, axes, more in (("resid", ["layer", "pos"], ()), ("head", ["layer", "unit"], ("--attribution", "0"))):
         out = tmp_path / site
         words = ["patch", str(micro_folder), "--pairs", str(pairs), "--out", str(out), "--site", site, "--json"]
-        got = run(*words, *more)
+        got = command(*words, *more)
         assert got.returncode == 0, got.stderr
         found = json.loads(got.stdout)
         assert found["axes"] == axes and found == json.loads((out / "patching.json").read_text())
@@ -251,7 +267,7 @@ def test_patch_answers_axes_labels_and_values(micro_folder: Path, tmp_path: Path
 
 def test_patch_says_which_pair_is_not_aligned(micro_folder: Path, tmp_path: Path):
     words = ["patch", str(micro_folder), "--clean", "abc", "--corrupted", "abc def ghi", "--out", str(tmp_path / "o")]
-    got = run(*words)
+    got = command(*words)
     assert got.returncode == 2 and "not token-aligned" in got.stderr and "Traceback" not in got.stderr
     assert got.stdout == ""
 
@@ -260,7 +276,7 @@ def test_finetune_tells_people_what_it_did(micro_folder: Path, tmp_path: Path):
     data = tmp_path / "tune.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Say {i}", "response": f"{i} it is"}) + "\n" for i in range(20)))
     words = ["--data", str(data), "--out", str(tmp_path / "tuned"), "--method", "safety-layers", "--layers", "1-1"]
-    got = run("finetune", str(micro_folder), *words, "--curve-every", "2", "--quiet")
+    got = command("finetune", str(micro_folder), *words, "--curve-every", "2", "--quiet")
     assert got.returncode == 0, got.stderr
     assert "during training" in got.stdout and "method: safety-layers, learning rate 5e-05" in got.stdout
     assert "bit-identical afterwards (sha256" in got.stdout
@@ -268,20 +284,10 @@ def test_finetune_tells_people_what_it_did(micro_folder: Path, tmp_path: Path):
 
 def test_a_disk_that_fills_is_one_line_and_exit_2(micro_folder: Path, tmp_path: Path):
     """A limit on file size stands for a full disk: the weights do not fit."""
-    import resource
-
     data = tmp_path / "tune.jsonl"
     data.write_text('{"prompt": "Say it", "response": "It is said"}\n')
     words = ["finetune", str(micro_folder), "--data", str(data), "--out", str(tmp_path / "out" / "tuned"), "--json"]
-    got = subprocess.run(
-        [sys.executable, "-m", "ssah_lens", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    got = command(*words, file_size=20_000)
     assert got.returncode == 2 and "Traceback" not in got.stderr and got.stdout == "", got.stderr
     assert "cannot save the model" in got.stderr and "File too large" in got.stderr
     assert list((tmp_path / "out").iterdir()) == []
@@ -303,14 +309,14 @@ def test_transfer_prints_shares_of_all_units(micro, tmp_path: Path):
         table.save(tmp_path / f"{name}.parquet")
         files.append(str(tmp_path / f"{name}.parquet"))
     picture = tmp_path / "transfer.svg"
-    got = run("transfer", files[0], files[1], "--null", files[2], "--picture", str(picture), "--json")
+    got = command("transfer", files[0], files[1], "--null", files[2], "--picture", str(picture), "--json")
     assert picture.read_text(encoding="utf-8").startswith("<?xml")
     assert got.returncode == 0, got.stderr
     found = json.loads(got.stdout)
     assert set(found["matrix"]) == {"SCU", "UCU", "CU", "RU"} == set(found["matrix"]["SCU"])
     assert sum(v for row in found["matrix"].values() for v in row.values()) == pytest.approx(1)
     assert set(found["held"]["SCU"]) == {"value", "low", "high", "n"} and found["null"]["matrix"]
-    table = run("transfer", *files[:2])
+    table = command("transfer", *files[:2])
     assert table.returncode == 0 and "by chance" in table.stdout and "Traceback" not in table.stderr
 
 

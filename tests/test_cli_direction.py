@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import command
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -28,12 +26,6 @@ chain = 8
 """
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ssah_lens", "direction", *words]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def answer(micro, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     from ssah_lens.chat.save import save_model
@@ -44,7 +36,7 @@ def answer(micro, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]
     out = folder / "out"
     (folder / "small.toml").write_text(SMALL)
     words = ["--harmful", str(folder / "own.txt"), "--config", str(folder / "small.toml"), "--out", str(out)]
-    got = run(str(folder / "micro"), *words, "--limit", "8", "--json", "--quiet")
+    got = command("direction", str(folder / "micro"), *words, "--limit", "8", "--json", "--quiet")
     assert got.returncode == 0, got.stderr
     return json.loads(got.stdout), out
 
@@ -73,10 +65,10 @@ def test_a_finished_folder_is_read_back_and_refuses_other_settings(answer: tuple
     words = [str(out.parent / "micro"), "--out", str(out), "--json", "--quiet", "--limit", "8"]
     words += ["--config", str(out.parent / "small.toml")]
     own = ["--harmful", str(out.parent / "own.txt")]
-    again = run(*words, *own)
+    again = command("direction", *words, *own)
     assert again.returncode == 0 and json.loads(again.stdout) == told
     for changed, says in (([*own, "--seed", "1"], "another configuration"), ([], "other prompts")):
-        got = run(*words, *changed)
+        got = command("direction", *words, *changed)
         assert got.returncode == 2 and says in got.stderr and got.stderr.count("\n") == 1
 
 
@@ -90,6 +82,6 @@ def test_a_finished_folder_is_read_back_and_refuses_other_settings(answer: tuple
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(words: list[str], says: str):
-    got = run(*words)
+    got = command("direction", *words)
     assert got.returncode == 2 and says in got.stderr and "Traceback" not in got.stderr
     assert not (ROOT / "x").exists()

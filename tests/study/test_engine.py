@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import micro_study
 import pytest
+from commands import command
 from kill_trials import contents, differences
 
 from ssah_lens.chat.model import ChatModel
@@ -44,11 +44,6 @@ def noted(model: ChatModel, shared: float, item: Item) -> SizeChoice:
     if runs < item.dies:
         os.kill(os.getpid(), signal.SIGKILL)
     return SizeChoice(item.value, shared, float(model.plain.get_input_embeddings().weight.double().sum()))
-
-
-def ssah_lens(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ssah_lens", *words], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
 def runs(log: Path) -> dict[str, int]:
@@ -181,7 +176,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path: Path):
     """In a process of its own: this one is connected already."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     words = ["study", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", "127.0.0.1:9"]  # discard service
-    done = ssah_lens(*words)
+    done = command(*words)
     assert done.returncode == 2 and "no Ray cluster at '127.0.0.1:9'" in done.stderr.splitlines()[-1], done.stderr
 
 
@@ -190,6 +185,6 @@ def test_a_study_on_ray_is_the_same_to_the_bit(ray, done: Done, tmp_path: Path):
     folder = Path(shutil.copytree(done.start, tmp_path / "run"))
     address = ray.get_runtime_context().gcs_address
     words = ["--config", str(done.config), "--out", str(folder), "--engine", "ray", "--address", address]
-    ran = ssah_lens("study", *words, "--stages", ",".join(MADE_AHEAD), "--json")
+    ran = command("study", *words, "--stages", ",".join(MADE_AHEAD), "--json")
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert json.loads(ran.stdout)["scorecard"] and done.differs(folder) == []

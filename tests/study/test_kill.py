@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import python
 from kill_trials import contents, differences
 
 from ssah_lens.config import StudyConfig, study_config
@@ -25,9 +23,7 @@ def trials(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """One study let run and two that were killed once each: at a random time, and at a rename."""
     work = tmp_path_factory.mktemp("kill")
     words = ["--trials", "2", "--kills", "1", "--seed", "0", "--base", str(micro_base), "--work", str(work)]
-    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(TESTS / "kill_trials.py"), *words], capture_output=True, text=True,
-                          timeout=900, env=env)  # fmt: skip
+    done = python(str(TESTS / "kill_trials.py"), *words, timeout=900)
     assert done.stdout, done.stderr[-3000:]
     return work, json.loads(done.stdout)
 

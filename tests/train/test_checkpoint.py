@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import python
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.save import save_model
@@ -19,7 +18,6 @@ from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
 from ssah_lens.train.loop import TrainSettings, Watch, train
 from ssah_lens.units import Kind, UnitSet
 
-ROOT = Path(__file__).parents[2]
 TEN = TrainSettings(steps=10, batch_size=2, lr=1e-2)
 UNITS = [(Kind.MLP, 0, 3), (Kind.MLP, 1, 5), (Kind.HEAD, 1, 0)]
 
@@ -94,6 +92,8 @@ def test_the_curve_is_taken_up_too(fresh, tmp_path: Path):
 
 CHILD = """
 import os, signal, sys
+sys.path.append("tests")  # of the helpers that the module below imports
+from pathlib import Path
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.train.checkpoint import Checkpoints
 from ssah_lens.train.loop import TrainSettings, Watch, train
@@ -106,22 +106,14 @@ def look():
     if len(looks) > 8:
         os.kill(os.getpid(), signal.SIGKILL)
     return {}
-train(model, rows(model), TEN, watch=Watch(1, look), checkpoints=Checkpoints(sys.argv[2], 3))
+train(model, rows(model), TEN, watch=Watch(1, look), checkpoints=Checkpoints(Path(sys.argv[2]), 3))
 """
 
 
 def test_a_process_that_was_killed(micro: ChatModel, tmp_path: Path):
     """SIGKILL leaves no time to tidy up: what is on the disk is a whole checkpoint."""
     folder = save_model(micro, tmp_path / "model")
-    code = CHILD.replace("Checkpoints(sys.argv[2], 3)", "Checkpoints(__import__('pathlib').Path(sys.argv[2]), 3)")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(tmp_path / "kept")],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python("-c", CHILD, str(folder), str(tmp_path / "kept"))
     assert done.returncode == -signal.SIGKILL, done.stderr
     unbroken, resumed = ChatModel.load(str(folder)), ChatModel.load(str(folder))
     train(unbroken, rows(unbroken), TEN)
@@ -168,6 +160,7 @@ def test_a_damaged_checkpoint_is_refused(fresh, tmp_path: Path):
 
 FULL_DISK = """
 import resource, sys
+sys.path.append("tests")
 from pathlib import Path
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.save import save_model
@@ -200,14 +193,7 @@ print(sorted(p.relative_to(out).as_posix() for p in out.rglob("*")), checkpoints
 def test_a_disk_that_fills_while_saving(micro: ChatModel, tmp_path: Path):
     """A limit on file size stands for a full disk: the write fails half way. Nothing half-written stays."""
     folder = save_model(micro, tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder), str(tmp_path / "out")],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python("-c", FULL_DISK, str(folder), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:3]] == [[w, "refused:"] for w in ("checkpoint", "model", "adapter")]

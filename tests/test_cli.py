@@ -89,7 +89,7 @@ BAD = {
     ),
     "nothing to patch": (["patch", "smollm2-135m", "--out", "o"], "give --clean TEXT and --corrupted TEXT"),
     "half a pair": (["patch", "smollm2-135m", "--out", "o", "--clean", "a"], "needs two prompts"),
-    "pairs without columns": (["patch", "smollm2-135m", "--out", "o", "--pairs", "columns.csv"], "needs clean, corr"),
+    "pairs without columns": (["patch", "smollm2-135m", "--out", "o", "--pairs", "columns.csv"], "pairs need harmful"),
     "unknown site": (
         ["patch", "smollm2-135m", "--out", "o", "--clean", "a", "--corrupted", "b", "--site", "norm"],
         "allowed are resid, attn, mlp, head, neuron",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssah_lens.chat import pair_files, readers
+from ssah_lens.chat import readers
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import PROFILES, StudyConfig, study_config
 from ssah_lens.errors import BadInput
@@ -62,7 +62,6 @@ READERS = {
     "prompts": readers.read_prompts,
     "answers": lambda path: readers.read_prompts(path, need_answers=True),
     "pairs": readers.read_pairs,
-    "patching pairs": pair_files.read_pairs,
 }
 
 

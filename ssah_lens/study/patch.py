@@ -17,7 +17,7 @@ import numpy as np
 from ssah_lens import stats
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.pair_files import read_pairs
+from ssah_lens.chat.readers import read_pairs
 from ssah_lens.chat.save import check_free
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution_patching import attribution_patching

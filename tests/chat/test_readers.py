@@ -150,11 +150,28 @@ def test_pairs(file, columns):
         ("harmful,other\na,b\n", "has columns harmful, other: pairs need harmful and harmless or clean and corrupted"),
         ("harmful,harmless\na,b\nc, \n", "column 'harmless' row 2 has an empty prompt"),
         ("harmful,harmless\n", "pairs need"),
+        ("clean,corrupted\na,\n", "column 'corrupted' row 1 has an empty prompt"),
     ],
 )
 def test_broken_pairs(file, body: str, says: str):
     with pytest.raises(BadInput, match=re.escape(says)):
         read_pairs(file("my.csv", body))
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [
+        ("p.txt", "a\nb\n", "has columns prompt: pairs need"),
+        ("p.jsonl", '"just text"', "has columns prompt: pairs need"),
+        ("p.jsonl", '{"clean": 1, "corrupted": "b"}', "column 'clean' row 1"),
+        ("p.jsonl", '{"clean": "\\ud800", "corrupted": "b"}', "half a character"),
+        ("p.json", '[{"clean": "a", "corrupted": "b"}, {"clean": "a"}]', "column 'corrupted' row 2"),
+        ("p.jsonl", "", "pairs need"),
+    ],
+)
+def test_pairs_that_are_none(file, name: str, body: str, says: str):
+    with pytest.raises(BadInput, match=re.escape(says)):
+        read_pairs(file(name, body))
 
 
 def test_ids_and_categories_are_kept(file):

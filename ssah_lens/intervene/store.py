@@ -38,7 +38,8 @@ def fingerprint(
 ) -> str:
     """Tells one sweep from another: weights, prompts, metric, edits and what they put in."""
     digest = hashlib.sha256()
-    source = None if fill.source is None else [r.ids for r in fill.source]
+    sources = fill.sources(rows, 0)
+    source = None if sources is None else [r.ids for r in sources]
     named = [model.name, [r.ids for r in rows], metric.name, fill.mode, last, source, bfloat16]
     digest.update(json.dumps(named).encode())
     for e in edits:

@@ -114,26 +114,27 @@ def sweep(
         what: label of the progress bar.
 
     Raises:
-        BadInput: a unit or layer outside the model, a metric that is not finite, a store of another sweep, a model
-            that cannot be replayed when the engine is 'replay'.
+        BadInput: a unit or layer outside the model, a metric that is not finite, rows to patch from that do not fit
+            the prompts, a store of another sweep, a model that cannot be replayed when the engine is 'replay'.
     """
     _check(model, rows, edits, last, engine)
+    longest = max(len(r.ids) for r in rows)
+    sources = fill.sources(rows, max(int(e.reaches(last or longest, longest).max(initial=0)) for e in edits))
     if bfloat16 and (engine == "loop" or not has_bfloat16(model.device)):
         which = "the engine 'loop'" if engine == "loop" else f"device '{model.device}'"
         warnings.warn(f"{which} has no bfloat16 arithmetic: sweeping in float32", stacklevel=2)
         bfloat16 = False
     starts = np.cumsum([0, *(len(e) for e in edits)])
     key = fingerprint(model, rows, metric, edits, fill, last, bfloat16) if store else ""
-    limits = room(model, max(len(r.ids) for r in rows))
+    limits = room(model, longest)
     clean = np.full(len(rows), np.nan)
     with Store.open(store, (int(starts[-1]), len(rows)), key, limits) as kept:
-        # A resampled activation comes from the next prompt of the batch.
-        batches = model.batches(rows, kept.room.batch_tokens, share_prefix=False, divisible=fill.mode != "resample")
+        batches = model.batches(rows, kept.room.batch_tokens, share_prefix=False)
         bar = _Bar(sum(_cost(model, e, batch, last) for _, batch in batches for e in edits), what)
         for chosen, batch in batches:
             # What was found before memory ran out stays: the halves of a batch begin where it ended.
             with batches.room():
-                source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+                source = None if sources is None else model.pad([sources[i] for i in chosen])
                 given = model, batch, metric, fill, source, last, bfloat16, chosen
                 runner = _start(engine, given, kept.room)
                 engine = "loop" if isinstance(runner, Looped) else engine

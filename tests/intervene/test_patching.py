@@ -65,10 +65,10 @@ def test_the_last_position_of_the_last_block_decides(micro: ChatModel):
 
 def test_the_other_run_is_run_once_for_all_layers(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
     """And layer by layer where there is memory for one only, with the same values."""
-    from ssah_lens.intervene import runners
+    from ssah_lens.intervene import fill
 
-    passes, real = [], runners.activations
-    monkeypatch.setattr(runners, "activations", lambda *args: passes.append(list(args[3])) or real(*args))
+    passes, real = [], fill.activations
+    monkeypatch.setattr(fill, "activations", lambda *args: passes.append([i for _, i in args[2]]) or real(*args))
     at_once = activation_patching(micro, CLEAN[:1], CORRUPTED[:1], METRIC, Site.MLP)
     assert passes == [[0, 1]]
     monkeypatch.setattr("ssah_lens.intervene.room.free_bytes", lambda device: 100)

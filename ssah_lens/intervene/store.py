@@ -83,10 +83,11 @@ class Store:
             if path.is_file() and beside.is_file():
                 return cls(*_resume(path, beside, shape, key))
             path.parent.mkdir(parents=True, exist_ok=True)
+            beside.unlink(missing_ok=True)  # left of values that are gone, it would take the new ones for another sweep
             values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
             values[:] = np.nan
             values.flush()
-            beside.write_text(json.dumps({"key": key, **asdict(room)}), encoding="utf-8")
+            _write_whole(beside, json.dumps({"key": key, **asdict(room)}))
         except OSError as e:
             raise BadInput(f"'{path}' cannot keep the sweep: {e.strerror}; choose another file") from e
         return cls(values, room)
@@ -97,6 +98,13 @@ class Store:
     def __exit__(self, *_: Any) -> None:
         if isinstance(self.values, np.memmap):
             self.values.flush()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Through a temporary name: a killed process leaves all of the file or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _resume(path: Path, beside: Path, shape: tuple[int, int], key: str) -> tuple[np.ndarray, Room]:

@@ -24,7 +24,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.fill import Fill, Given, replacement
 from ssah_lens.intervene.gradients import gradients_of
-from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.metric import Metric, finite
 from ssah_lens.intervene.replay import CannotReplay, Replay
 from ssah_lens.intervene.sites import Site, on_site
 from ssah_lens.progress import progress
@@ -57,7 +57,8 @@ def attribution(
         what: label of the progress bar.
 
     Raises:
-        BadInput: a number of midpoints that does not exist, rows to patch from that do not fit the prompts.
+        BadInput: a number of midpoints that does not exist, rows to patch from that do not fit the prompts, a metric
+            or a gradient of it that is not finite.
     """
     check_steps(steps)
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
@@ -69,8 +70,16 @@ def attribution(
             n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
             prompts = torch.tensor(chosen, device=model.device)
             for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
-                out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
+                found = _per_unit(model, kind, product, batch, n_pos)
+                out[kind][layer][:, chosen] = finite(
+                    found, metric, f"in its gradient at {Site.of(kind)} of layer {layer}"
+                )
     return out
+
+
+def _known(values: Float[Tensor, " batch"], metric: Metric) -> Float[Tensor, " batch"]:
+    finite(values.detach().double().cpu().numpy(), metric, "on the undamaged model")
+    return values
 
 
 def check_steps(steps: int) -> None:
@@ -98,13 +107,14 @@ def _products(
         acts, grads = gradients_at(
             model,
             [(Site.of(k), layer) for k, layer in places],
-            lambda: metric.of(decision_logits(model, batch), prompts).sum(),
+            lambda: _known(metric.of(decision_logits(model, batch), prompts), metric).sum(),
         )
         for kind, layer in places:
             at = Site.of(kind), layer
             yield (kind, layer), (put(kind, layer) - acts[at][:, -n_pos:]) * grads[at][:, -n_pos:]
         return
     replay = recorded(model, batch)
+    _known(metric.of(replay.logits, prompts), metric)
     for kind, layer in progress(places, f"{what}, by layer"):
         yield (kind, layer), integrated(replay, metric, prompts, Site.of(kind), layer, put(kind, layer), steps)
 

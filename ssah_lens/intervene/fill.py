@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.edits import Edits
 from ssah_lens.intervene.moments import Moments
 from ssah_lens.intervene.sites import Site
 from ssah_lens.units import Kind
@@ -91,11 +92,40 @@ def donors(rows: Sequence[Row], seed: int) -> list[int]:
     return out
 
 
-def estimand(fill: Fill, last: int | None) -> str:
-    """In words: what was replaced, and where."""
-    where = {None: "all positions", 1: "the decision position"}.get(last, f"the last {last} positions")
+def estimand(fill: Fill, last: int | None, edits: Sequence[Edits] = ()) -> str:
+    """In words: what was replaced, and where.
+
+    Args:
+        fill: what took the activations' place.
+        last: positions that are edited where an edit has no window of its own.
+        edits: the interventions.
+    """
+    where = _where(last, [e.window for e in edits])
     how = {"zero": "zero", "mean": "the mean of its position class", "resample": "its value on another prompt"}
     return f"{how.get(fill.mode, 'its value in the other run')} at {where}"
+
+
+def _where(last: int | None, windows: Sequence[np.ndarray | None]) -> str:
+    """All the positions that windows choose, each named once."""
+    names = [_last(last)] if None in [None if w is None else 0 for w in windows] or not windows else []
+    chosen = [row for w in windows if w is not None for row in np.unique(w, axis=0)]
+    if chosen and all(row.sum() == 1 for row in chosen) and len({int(row[::-1].argmax()) for row in chosen}) > 1:
+        names.append("one position at a time")
+    else:
+        names += [_named(row) for row in chosen]
+    names = list(dict.fromkeys(names))
+    return " or ".join(names) if len(names) <= 2 else "chosen positions, other ones by edit"
+
+
+def _named(row: Bool[np.ndarray, " pos"]) -> str:
+    n = int(row.sum())
+    if row[len(row) - n :].all():
+        return _last(n) if n else "no position"
+    return f"{n} chosen positions" if n > 1 else "one chosen position"
+
+
+def _last(n: int | None) -> str:
+    return {None: "all positions", 1: "the decision position"}.get(n, f"the last {n} positions")
 
 
 def replacement(

@@ -21,6 +21,7 @@ from ssah_lens.chat.pair_files import read_pairs
 from ssah_lens.chat.save import check_free
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution_patching import attribution_patching
+from ssah_lens.intervene.edits import check_layers
 from ssah_lens.intervene.patching import Patched, activation_patching, aligned_rows
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.results import PatchMap
@@ -70,7 +71,7 @@ def patch(
     place = parse_site(site)
     ones, others = ([t] if isinstance(t, str) else list(t) for t in (clean, corrupted))
     rows = aligned_rows(model, ones, others)
-    _check_layers(model, layers)
+    check_layers(model, layers)
     if place is Site.NEURON:
         model.anatomy.check_neurons()
     openings = openings or find_openings(model, seed)
@@ -100,7 +101,6 @@ def patch_map(
     n = len(found.clean)
     low, high = found.interval(seed) if n > 1 else (None, None)
     decoded = lambda ids: tuple(model.tokenizer.decode([i]) for i in ids[:SHOWN_TOKENS])
-    where = "one position at a time" if "pos" in found.axes else "all positions at once"
     labels = dict(found.labels)
     if n == 1 and "pos" in labels:
         labels["pos"] = _both_tokens(model, rows[0][0], rows[1][0])
@@ -112,7 +112,7 @@ def patch_map(
         metric=found.metric,
         refusing=decoded(openings.refusing),
         fulfilling=decoded(openings.fulfilling),
-        estimand=f"its value in the {'corrupted' if found.noising else 'clean'} run, {where}",
+        estimand=found.estimand,
         axes=found.axes,
         labels=labels,
         values=_listed(found.effect),
@@ -224,12 +224,6 @@ def _warn(found: Patched, note: Callable[[str], None]) -> None:
     elif clean * corrupted > 0:
         likelier = "refusing" if clean > 0 else "fulfilling"
         note(f"note: {likelier} is the likelier opening of both sides ({both}); effects are shares of that difference")
-
-
-def _check_layers(model: ChatModel, layers: Sequence[int] | None) -> None:
-    outside = next((i for i in layers or () if not 0 <= i < model.grid.n_layers), None)  # a range may be endless
-    if outside is not None:
-        raise BadInput(f"no layer {outside}: the model has layers 0-{model.grid.n_layers - 1}")
 
 
 def _both_tokens(model: ChatModel, clean: Row, corrupted: Row) -> tuple[str, ...]:

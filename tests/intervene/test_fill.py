@@ -9,7 +9,7 @@ import torch
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution, curvature
-from ssah_lens.intervene.fill import donors
+from ssah_lens.intervene.fill import donors, estimand
 from ssah_lens.intervene.metric import logit_difference
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
@@ -118,3 +118,22 @@ def test_a_row_needs_no_more_than_its_own_positions(micro: ChatModel):
     np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
     alone = sweep(micro, rows[1:2], METRIC, all_units(micro), Fill("patch", source=source[1:2]), None)
     np.testing.assert_allclose(alone.values[:, 0], fast.values[:, 1], atol=1e-4)
+
+
+def test_the_estimand_names_the_positions_that_edits_choose(micro: ChatModel):
+    windowed = lambda *rows: Edits(Site.HEAD, 0, np.arange(len(rows)), np.array(rows, dtype=bool))
+    plain, one = Edits(Site.HEAD, 0, np.arange(2)), windowed([0, 1, 0])
+    for edits, want in (
+        ([plain], "all positions"),
+        ([one], "one chosen position"),
+        ([windowed([0, 1, 0], [0, 0, 1])], "one position at a time"),
+        ([windowed([0, 0, 1])], "the decision position"),
+        ([windowed([0, 1, 1], [0, 1, 1])], "the last 2 positions"),
+        ([windowed([1, 0, 1])], "2 chosen positions"),
+        ([windowed([0, 0, 0])], "no position"),
+        ([plain, one], "all positions or one chosen position"),
+        ([windowed([1, 0, 1], [0, 1, 1], [0, 1, 0])], "chosen positions, other ones by edit"),
+    ):
+        assert estimand(Fill("zero"), None, edits) == f"zero at {want}"
+    got = sweep(micro, micro.rows(PROMPTS[:1]), METRIC, [one], Fill("zero"), None)
+    assert got.estimand == "zero at one chosen position"

@@ -17,7 +17,6 @@ from ssah_lens.errors import BadInput
 from ssah_lens.intervene.edits import Edits
 from ssah_lens.intervene.moments import Moments
 from ssah_lens.intervene.sites import Site
-from ssah_lens.units import Kind
 
 MODES = ("zero", "mean", "resample", "patch")
 Place = tuple[Site, int]
@@ -32,7 +31,7 @@ class Fill:
         mode: 'zero'; 'mean' of the position class; 'resample', the same unit on another of the prompts; 'patch', the
             same unit in `source`. Rows are aligned at their ends; a donor of 'resample' that is shorter than what is
             edited is read again from its end.
-        moments: the means, for 'mean'.
+        moments: the means, for 'mean'; those of whole sites must have been asked for (`collect(..., sites=...)`).
         source: one row per prompt, for 'patch'.
         seed: of the draw of donors, for 'resample'.
     """
@@ -144,7 +143,8 @@ def replacement(
     if given is not None:
         return given.last(site, layer, n_pos)
     if fill.mode == "mean" and fill.moments is not None:
-        return _means(model, fill.moments, site, layer)[batch.positions[:, -n_pos:]]
+        means = fill.moments.means_at(site)[layer].to(model.device, torch.float32)
+        return means[batch.positions[:, -n_pos:]]
     return torch.zeros(len(batch.ids), n_pos, site.width(model.anatomy), device=model.device)
 
 
@@ -170,13 +170,6 @@ class Given:
         found = self._found[site, layer]
         back = torch.arange(n_pos - 1, -1, -1, device=found.device) % self.batch.mask.sum(1, keepdim=True)
         return found.gather(1, (found.shape[1] - 1 - back)[..., None].expand(-1, -1, found.shape[2]))
-
-
-def _means(model: ChatModel, moments: Moments, site: Site, layer: int) -> Float[Tensor, "position channel"]:
-    if site not in (Site.NEURON, Site.HEAD):
-        raise BadInput(f"means are kept for neurons and heads, not for site '{site}'; use zero, resample or patch")
-    kind = Kind.MLP if site is Site.NEURON else Kind.HEAD
-    return moments.means(kind)[layer].to(model.device, torch.float32)
 
 
 @torch.inference_mode()

@@ -51,6 +51,8 @@ def fingerprint(
     if fill.moments is not None:
         for kind in Kind:
             digest.update(fill.moments.means(kind).numpy().tobytes())
+        for site in sorted(fill.moments.outputs):
+            digest.update(fill.moments.means_at(site).numpy().tobytes())
     # Metrics of one name may read other tokens: what it makes of fixed logits tells them apart.
     vocab = model.plain.get_output_embeddings().weight.shape[0]
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).to(model.device)

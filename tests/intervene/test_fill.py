@@ -11,6 +11,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution, curvature
 from ssah_lens.intervene.fill import donors, estimand
 from ssah_lens.intervene.metric import logit_difference
+from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
 from ssah_lens.units import Kind
@@ -137,3 +138,28 @@ def test_the_estimand_names_the_positions_that_edits_choose(micro: ChatModel):
         assert estimand(Fill("zero"), None, edits) == f"zero at {want}"
     got = sweep(micro, micro.rows(PROMPTS[:1]), METRIC, [one], Fill("zero"), None)
     assert got.estimand == "zero at one chosen position"
+
+
+def test_the_mean_of_a_whole_site_is_that_of_its_position_class(micro: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    """By hand: one row at a time, means over all tokens of a class, put in at the decision position by a hook."""
+    rows = micro.rows(PROMPTS)
+    sites = [Site.RESID, Site.ATTN, Site.MLP]
+    monkeypatch.setattr("ssah_lens.chat.batch.FORWARD_OVERHEAD", 1)
+    means = collect(micro, rows, sites=sites)
+    found = sweep(micro, rows, METRIC, [Edits(s, 1, np.zeros(1, int)) for s in sites], Fill("mean", means))
+    for value, site in zip(found.values, sites, strict=True):
+        seen: list[torch.Tensor] = []
+        with micro.bridge.hooks(fwd_hooks=[(site.hook(1), lambda x, hook, seen=seen: seen.append(x[0].clone()))]):
+            for row in rows:
+                micro.logits(micro.pad([row]))
+        classes = torch.tensor([p for row in rows for p in row.positions])
+        mean = torch.cat(seen)[classes == rows[0].positions[-1]].mean(0)
+        put = lambda x, hook, mean=mean: torch.cat([x[:, :-1], mean.expand(len(x), 1, -1)], 1)
+        with torch.inference_mode(), micro.bridge.hooks(fwd_hooks=[(site.hook(1), put)]):
+            want = [float(METRIC.of(micro.logits(micro.pad([row]))[:, -1])) for row in rows]
+        np.testing.assert_allclose(value, want, atol=1e-4)
+    assert np.abs(found.effect).max(1).min() > 1e-4
+    with pytest.raises(
+        BadInput, match=r"no means of site 'mlp' were collected; collect\(model, rows, sites=\['mlp'\]\)"
+    ):
+        sweep(micro, rows, METRIC, [Edits(Site.MLP, 1, np.zeros(1, int))], Fill("mean", collect(micro, rows)))

@@ -56,7 +56,7 @@ def every_site() -> list[Edits]:
 
 @pytest.mark.parametrize("last", [1, 5, None])
 def test_replay_is_the_hook_loop_on_every_architecture(any_family: ChatModel, last: int | None):
-    """Zero, resample and patch at every site; mean at units."""
+    """Zero, resample, patch and mean at every site; mean at all units."""
     source = any_family.rows([p[::-1] for p in PROMPTS])
     if last is None:  # as long as the longest row
         source = any_family.rows([p[::-1] + " or not, or so, or else, or nothing of this" for p in PROMPTS])
@@ -66,10 +66,10 @@ def test_replay_is_the_hook_loop_on_every_architecture(any_family: ChatModel, la
         np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
         if fill.mode == "zero":
             assert np.abs(fast.effect).max(1).min() > 1e-6  # every edit does something
-    moments = collect(any_family, rows(any_family))
-    fast, slow = both(any_family, all_units(any_family), Fill("mean", moments), last=last)
+    moments = collect(any_family, rows(any_family), sites=["resid", "attn", "mlp"])
+    fast, slow = both(any_family, [*all_units(any_family), *every_site()], Fill("mean", moments), last=last)
     np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
-    assert fast.values.shape == (2 * (12 + 4), 4) and (fast.engine, slow.engine) == ("replay", "loop")
+    assert fast.values.shape == (2 * (12 + 4) + 2 * 9, 4) and (fast.engine, slow.engine) == ("replay", "loop")
 
 
 @pytest.mark.parametrize("last", [1, None])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +103,7 @@ def activation_patching(
     noising: bool = False,
     layers: Sequence[int] | None = None,
     engine: str = "auto",
+    store: Path | None = None,
 ) -> Patched:
     """Patches one site everywhere, over pairs of prompts.
 
@@ -115,6 +117,7 @@ def activation_patching(
         noising: patch corrupted into clean instead.
         layers: which layers; all by default (for neurons, one or a few are wise).
         engine: 'auto', 'replay' or 'loop', as for `sweep`.
+        store: .npy file that finished cells are kept in; the same call resumes there.
 
     Raises:
         BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric; a layer outside
@@ -124,7 +127,7 @@ def activation_patching(
     edits = [_edits(site, layer, task.n_units, task.differ, task.by_position) for layer in task.layers]
     fill = Fill("patch", source=task.source)
     other = finite(metric_of(model, task.source, metric), metric, f"on the {task.names[1]} prompts")
-    swept = sweep(model, task.run, metric, edits, fill, None, engine, what=f"patching {site}")
+    swept = sweep(model, task.run, metric, edits, fill, None, engine, store=store, what=f"patching {site}")
     values = np.broadcast_to(swept.clean, task.shape).copy()
     at = 0
     for i, e in enumerate(edits):

@@ -260,6 +260,8 @@ def test_patch_answers_axes_labels_and_values(micro_folder: Path, tmp_path: Path
         found = json.loads(got.stdout)
         assert found["axes"] == axes and found == json.loads((out / "patching.json").read_text())
         values = found["values"]
+        where = "one position at a time" if site == "resid" else "all positions at once"
+        assert found["estimand"] == f"its value in the clean run, {where}"
         assert found["method"] == ("attribution patching" if more else "exact")
         assert (len(values), len(values[0])) == tuple(len(found["labels"][a]) for a in axes)
         assert {p.name for p in out.iterdir()} == {"patching.json", "patching.png", "patching.html"}

@@ -84,10 +84,8 @@ class Batches:
         most: int,
         make: Callable[[list[Row]], Batch],
         room: Room,
-        divisible: bool = True,
     ) -> None:
         self._rows, self._cuts, self._most, self._make, self._room = rows, cuts, most, make, room
-        self._divisible = divisible
         self._failed = False
         self.whole: list[int] = []
 
@@ -99,7 +97,7 @@ class Batches:
         while todo:
             chosen, whole = todo.popleft()
             tokens, half = self._tokens(chosen), len(chosen) // 2
-            if self._divisible and half and tokens > self._most * self._room.share:
+            if half and tokens > self._most * self._room.share:
                 todo.extendleft(((chosen[half:], whole), (chosen[:half], whole)))
                 continue
             self._failed, self.whole = False, whole
@@ -115,7 +113,7 @@ class Batches:
         try:
             yield
         except Exception as e:
-            if not self._divisible or not out_of_memory(e):
+            if not out_of_memory(e):
                 raise
             self._failed = True
 

@@ -194,7 +194,6 @@ class ChatModel:
         batch_tokens: int = BATCH_TOKENS,
         share_prefix: bool = True,
         overhead: int = FORWARD_OVERHEAD,
-        divisible: bool = True,
     ) -> Batches:
         """Batches of similar length, longest first, each with the indices of its rows.
 
@@ -203,10 +202,9 @@ class ChatModel:
             batch_tokens: padded tokens per batch, as long as memory lasts (`memory.Batches.room`).
             share_prefix: run a common prefix once per batch; hooks then see it in a forward pass of its own.
             overhead: what a batch costs beside its tokens, in tokens.
-            divisible: False where the rows of a batch must stay together, and memory that runs out is an error.
         """
         cuts = by_length(rows, batch_tokens, overhead, share_prefix and not self.slides)
-        return Batches(rows, cuts, batch_tokens, lambda some: self.pad(some, share_prefix), self.room, divisible)
+        return Batches(rows, cuts, batch_tokens, lambda some: self.pad(some, share_prefix), self.room)
 
     def pad(self, rows: Sequence[Row], share_prefix: bool = False) -> Batch:
         """One left-padded batch of these rows, in their order.

@@ -146,7 +146,11 @@ def patch(
             ["", "metric"],
             [["clean (effect 1)", estimate(result.clean)], ["corrupted (effect 0)", estimate(result.corrupted)]],
         )
-        print_table("Strongest", [*result.axes, "effect"], strongest_cells(result))
+        print_table(
+            f"Strongest; each activation is replaced by {result.estimand}",
+            [*result.axes, "effect"],
+            strongest_cells(result),
+        )
         print(f"pictures: {out / 'patching.png'}, {out / 'patching.html'}")
 
     shell.answer(result, table)

@@ -1,6 +1,7 @@
 """Attribution patching: the first-order guess of every unit's effect, from one forward and one backward pass.
 
 effect of unit u = sum over positions of (fill - a) * dM/da (Nanda 2023; AtP*, Kramar et al. 2024, arXiv 2403.00745).
+A fill from another run takes one more forward pass, which reads all layers.
 With integrated gradients (Sundararajan et al. 2017) the gradient is averaged over `steps` points between a and the
 fill, one layer and kind at a time, so that the effects of a layer's units add up to the effect of replacing them all.
 Its points are run from stored states (`replay.py`): no block below the layer and no earlier position is run again.
@@ -21,9 +22,9 @@ from ssah_lens.chat.batch import Batch, Position, Row
 from ssah_lens.chat.decoding import noise, race
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.fill import Fill, replacement
+from ssah_lens.intervene.fill import Fill, Given, replacement
 from ssah_lens.intervene.gradients import gradients_of
-from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.metric import Metric, finite
 from ssah_lens.intervene.replay import CannotReplay, Replay
 from ssah_lens.intervene.sites import Site, on_site
 from ssah_lens.progress import progress
@@ -54,18 +55,31 @@ def attribution(
         steps: 0 for the plain gradient; m >= 1 for integrated gradients at m midpoints (m passes per layer and kind,
             of the blocks above and the positions that count).
         what: label of the progress bar.
+
+    Raises:
+        BadInput: a number of midpoints that does not exist, rows to patch from that do not fit the prompts, a metric
+            or a gradient of it that is not finite.
     """
     check_steps(steps)
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k), len(rows))) for k in Kind}
-    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False, divisible=fill.mode != "resample")
+    sources = fill.sources(rows, last)
+    batches = model.batches(rows, BATCH_TOKENS, share_prefix=False)
     for chosen, batch in progress(batches, what):
         with batches.room():
-            source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+            source = None if sources is None else model.pad([sources[i] for i in chosen])
             n_pos = batch.ids.shape[1] if last is None else min(last, batch.ids.shape[1])
             prompts = torch.tensor(chosen, device=model.device)
             for (kind, layer), product in _products(model, batch, metric, prompts, fill, source, n_pos, steps, what):
-                out[kind][layer][:, chosen] = _per_unit(model, kind, product, batch, n_pos)
+                found = _per_unit(model, kind, product, batch, n_pos)
+                out[kind][layer][:, chosen] = finite(
+                    found, metric, f"in its gradient at {Site.of(kind)} of layer {layer}"
+                )
     return out
+
+
+def _known(values: Float[Tensor, " batch"], metric: Metric) -> Float[Tensor, " batch"]:
+    finite(values.detach().double().cpu().numpy(), metric, "on the undamaged model")
+    return values
 
 
 def check_steps(steps: int) -> None:
@@ -87,18 +101,20 @@ def _products(
 ) -> Iterator[tuple[tuple[Kind, int], Float[Tensor, "batch pos channel"]]]:
     """(fill - a) times the gradient at the last positions, place by place."""
     places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
-    put = lambda kind, layer: replacement(model, fill, batch, source, Site.of(kind), layer, n_pos)
+    given = None if source is None else Given(model, source, [(Site.of(k), layer) for k, layer in places])
+    put = lambda kind, layer: replacement(model, fill, batch, given, Site.of(kind), layer, n_pos)
     if steps == 0:
         acts, grads = gradients_at(
             model,
             [(Site.of(k), layer) for k, layer in places],
-            lambda: metric.of(decision_logits(model, batch), prompts).sum(),
+            lambda: _known(metric.of(decision_logits(model, batch), prompts), metric).sum(),
         )
         for kind, layer in places:
             at = Site.of(kind), layer
             yield (kind, layer), (put(kind, layer) - acts[at][:, -n_pos:]) * grads[at][:, -n_pos:]
         return
     replay = recorded(model, batch)
+    _known(metric.of(replay.logits, prompts), metric)
     for kind, layer in progress(places, f"{what}, by layer"):
         yield (kind, layer), integrated(replay, metric, prompts, Site.of(kind), layer, put(kind, layer), steps)
 
@@ -180,13 +196,15 @@ def curvature(
     Args:
         model: the model.
         rows: prompts with responses.
-        fill: what would replace an activation.
+        fill: what would replace an activation; zero or mean.
         samples: draws per response token; each is a forward and a backward pass.
         seed: of the draws.
         what: label of the progress bar.
     """
     if samples < 1:
         raise BadInput(f"samples is {samples}: allowed are 1 and more")
+    if fill.mode not in ("zero", "mean"):
+        raise BadInput(f"the curvature of fill '{fill.mode}' is not measured: allowed are zero and mean")
     out = {k: np.zeros((model.grid.n_layers, model.grid.width(k))) for k in Kind}
     places = [(k, layer) for k in model.grid.kinds for layer in range(model.grid.n_layers)]
     generator = torch.Generator(model.device).manual_seed(seed)

@@ -56,7 +56,8 @@ def attribution_patching(
         steps: 0 for the plain gradient, m >= 1 for integrated gradients at m midpoints.
 
     Raises:
-        BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric.
+        BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric; a layer outside
+            the model; a metric or a gradient of it that is not finite.
     """
     check_steps(steps)
     task = Task.of(model, clean, corrupted, site, by_position, noising, layers)

@@ -59,11 +59,21 @@ def all_units(
 ) -> list[Edits]:
     """One intervention for every unit, in the order of kinds, layers and indices; all kinds and layers by default."""
     kinds = model.grid.kinds if kinds is None else kinds
+    check_layers(model, layers)
     layers = range(model.grid.n_layers) if layers is None else layers
-    outside = [i for i in layers if not 0 <= i < model.grid.n_layers]
-    if outside:
-        raise BadInput(f"no layer {outside[0]}: the model has layers 0-{model.grid.n_layers - 1}")
     return [Edits(Site.of(k), i, np.arange(model.grid.width(k))) for k in kinds for i in layers]
+
+
+def check_layers(model: ChatModel, layers: Sequence[int] | None) -> None:
+    """Raises BadInput where one of them is not in the model, or there is none; None stands for all."""
+    if layers is None:
+        return
+    allowed = f"the model has layers 0-{model.grid.n_layers - 1}"
+    if next(iter(layers), None) is None:
+        raise BadInput(f"no layers are given: {allowed}")
+    outside = next((i for i in layers if not 0 <= i < model.grid.n_layers), None)  # a range may be endless
+    if outside is not None:
+        raise BadInput(f"no layer {outside}: {allowed}")
 
 
 def some_units(model: ChatModel, n: int | None, seed: int, layers: Sequence[int] | None = None) -> list[Edits]:

@@ -45,6 +45,20 @@ class Metric:
         return self.function(logits.double(), prompts) if self.by_prompt else self.function(logits.double())
 
 
+def finite(values: np.ndarray, metric: Metric, where: str) -> np.ndarray:
+    """The values themselves.
+
+    Raises:
+        BadInput: one of them is no number.
+    """
+    if not np.isfinite(values).all():
+        raise BadInput(
+            f"the metric '{metric.name}' is not finite {where}; choose one that is (a log of zero, or a model whose "
+            "logits overflow, cannot be swept)"
+        )
+    return values
+
+
 @torch.inference_mode()
 def metric_of(model: ChatModel, rows: Sequence[Row], metric: Metric) -> Float[np.ndarray, " prompt"]:
     """The metric of the undamaged model at the end of every row."""

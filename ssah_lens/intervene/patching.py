@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,8 @@ from jaxtyping import Bool, Float
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.metric import Metric, metric_of
+from ssah_lens.intervene.edits import check_layers
+from ssah_lens.intervene.metric import Metric, finite, metric_of
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, sweep
 from ssah_lens.stats import CONFIDENCE, N_RESAMPLES
@@ -45,6 +47,7 @@ class Patched:
         metric: its name.
         cells, cells_run: how many there are, and how many had to be run.
         method: 'exact', or the name of what approximates it.
+        estimand: what an activation was replaced by, and at which positions.
     """
 
     site: Site
@@ -58,6 +61,7 @@ class Patched:
     cells: int
     cells_run: int
     method: str = "exact"
+    estimand: str = ""
 
     @property
     def effect(self) -> Float[np.ndarray, "*axes"]:
@@ -99,6 +103,7 @@ def activation_patching(
     noising: bool = False,
     layers: Sequence[int] | None = None,
     engine: str = "auto",
+    store: Path | None = None,
 ) -> Patched:
     """Patches one site everywhere, over pairs of prompts.
 
@@ -112,15 +117,17 @@ def activation_patching(
         noising: patch corrupted into clean instead.
         layers: which layers; all by default (for neurons, one or a few are wise).
         engine: 'auto', 'replay' or 'loop', as for `sweep`.
+        store: .npy file that finished cells are kept in; the same call resumes there.
 
     Raises:
-        BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric.
+        BadInput: pairs that are not token-aligned, or that do not differ in tokens or in the metric; a layer outside
+            the model; a metric that is not finite.
     """
     task = Task.of(model, clean, corrupted, site, by_position, noising, layers)
     edits = [_edits(site, layer, task.n_units, task.differ, task.by_position) for layer in task.layers]
     fill = Fill("patch", source=task.source)
-    swept = sweep(model, task.run, metric, edits, fill, None, engine, what=f"patching {site}")
-    other = metric_of(model, task.source, metric)
+    other = finite(metric_of(model, task.source, metric), metric, f"on the {task.names[1]} prompts")
+    swept = sweep(model, task.run, metric, edits, fill, None, engine, store=store, what=f"patching {site}")
     values = np.broadcast_to(swept.clean, task.shape).copy()
     at = 0
     for i, e in enumerate(edits):
@@ -164,12 +171,18 @@ class Task:
         layers: Sequence[int] | None,
     ) -> Task:
         """Arguments as for `activation_patching`."""
+        check_layers(model, layers)
         rows = aligned_rows(model, clean, corrupted)
         differ = _differ(*rows)
         by_position = site not in (Site.HEAD, Site.NEURON) if by_position is None else by_position
         layers = tuple(range(model.grid.n_layers) if layers is None else layers)
         run, source = rows if noising else rows[::-1]
         return cls(site, noising, run, source, differ, by_position, layers, site.units(model.anatomy))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Which side is patched, and which one activations are taken from."""
+        return ("clean", "corrupted") if self.noising else ("corrupted", "clean")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -196,8 +209,11 @@ class Task:
             method: how.
 
         Raises:
-            BadInput: the two runs have the same metric.
+            BadInput: the two runs have the same metric, or a metric is not finite.
         """
+        finite(base, metric, f"on the {self.names[0]} prompts")
+        finite(other, metric, f"on the {self.names[1]} prompts")
+        finite(values, metric, f"with {self.site} patched")
         if abs(np.mean(base - other)) < MIN_CONTRAST:
             raise BadInput(
                 f"clean and corrupted prompts have the same {metric.name}: there is no difference to explain"
@@ -222,6 +238,8 @@ class Task:
             int(np.prod(self.shape[:3])),
             cells_run,
             method,
+            f"its value in the {self.names[1]} run, "
+            + ("one position at a time" if self.by_position else "all positions at once"),
         )
 
 

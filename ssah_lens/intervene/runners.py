@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Batch
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.errors import BadInput
 from ssah_lens.intervene.edits import Edits
-from ssah_lens.intervene.fill import Fill, activations, replacement
+from ssah_lens.intervene.fill import Fill, Given, replacement
 from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.replay import Replay
 from ssah_lens.intervene.room import layers_at_once
@@ -30,7 +29,7 @@ class Runner:
     Args:
         model, metric, fill: as for `sweep`.
         batch: prompts without a shared prefix.
-        source: the prompts to patch from, row by row; None for other fills.
+        source: the rows that activations are taken from, row by row; None for other fills.
         last: positions that are edited, from the end; None for all.
         low: matrix products in bfloat16, where the engine can.
         prompts: which prompt of the sweep each row is.
@@ -59,10 +58,8 @@ class Runner:
         self.n_rows, self.n_pos = batch.ids.shape
         self.last = self.n_pos if last is None else min(last, self.n_pos)
         self.chunk_tokens = chunk_tokens
-        self.source = source if source is not None else batch if fill.mode == "resample" else None
-        if self.source is not None and self.source.ids.shape[1] < self.last:
-            raise BadInput("the rows to patch from are shorter than the positions to patch; give token-aligned pairs")
-        self._given: dict[tuple[Site, int], Tensor] = {}
+        self.source = source
+        self._given: Given | None = None
 
     def values(self, edits: Edits, todo: Int[np.ndarray, " todo"]) -> Found:
         """Runs some of the edits; yields which ones, and the metric under each of them."""
@@ -80,16 +77,11 @@ class Runner:
 
         Activations of the other run are kept: one pass of it gives as many of the next layers as memory allows.
         """
-        if self.source is None:
-            return replacement(self.model, self.fill, self.batch, None, site, layer, n_pos)
-        if (site, layer) not in self._given:
+        if self.source is not None and (self._given is None or self._given.places[0][0] is not site):
             fits = layers_at_once(self.model, self.source.ids.numel() * site.width(self.model.anatomy))
-            layers = range(layer, min(layer + fits, self.model.grid.n_layers))
-            self._given = {
-                (site, i): x.roll(1, 0) if self.fill.mode == "resample" else x
-                for i, x in activations(self.model, self.source, site, layers).items()
-            }
-        return self._given[site, layer][:, -n_pos:]
+            places = [(site, i) for i in range(self.model.grid.n_layers)]
+            self._given = Given(self.model, self.source, places, fits)
+        return replacement(self.model, self.fill, self.batch, self._given, site, layer, n_pos)
 
 
 class Replayed(Runner):

@@ -38,7 +38,8 @@ def fingerprint(
 ) -> str:
     """Tells one sweep from another: weights, prompts, metric, edits and what they put in."""
     digest = hashlib.sha256()
-    source = None if fill.source is None else [r.ids for r in fill.source]
+    sources = fill.sources(rows, 0)
+    source = None if sources is None else [r.ids for r in sources]
     named = [model.name, [r.ids for r in rows], metric.name, fill.mode, last, source, bfloat16]
     digest.update(json.dumps(named).encode())
     for e in edits:
@@ -50,6 +51,8 @@ def fingerprint(
     if fill.moments is not None:
         for kind in Kind:
             digest.update(fill.moments.means(kind).numpy().tobytes())
+        for site in sorted(fill.moments.outputs):
+            digest.update(fill.moments.means_at(site).numpy().tobytes())
     # Metrics of one name may read other tokens: what it makes of fixed logits tells them apart.
     vocab = model.plain.get_output_embeddings().weight.shape[0]
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -82,10 +85,11 @@ class Store:
             if path.is_file() and beside.is_file():
                 return cls(*_resume(path, beside, shape, key))
             path.parent.mkdir(parents=True, exist_ok=True)
+            beside.unlink(missing_ok=True)  # left of values that are gone, it would take the new ones for another sweep
             values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
             values[:] = np.nan
             values.flush()
-            beside.write_text(json.dumps({"key": key, **asdict(room)}), encoding="utf-8")
+            _write_whole(beside, json.dumps({"key": key, **asdict(room)}))
         except OSError as e:
             raise BadInput(f"'{path}' cannot keep the sweep: {e.strerror}; choose another file") from e
         return cls(values, room)
@@ -96,6 +100,13 @@ class Store:
     def __exit__(self, *_: Any) -> None:
         if isinstance(self.values, np.memmap):
             self.values.flush()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Through a temporary name: a killed process leaves all of the file or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _resume(path: Path, beside: Path, shape: tuple[int, int], key: str) -> tuple[np.ndarray, Room]:

@@ -23,9 +23,9 @@ from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import has_bfloat16
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.edits import Edits, all_units
+from ssah_lens.intervene.edits import Edits, all_units, check_layers
 from ssah_lens.intervene.fill import Fill, estimand
-from ssah_lens.intervene.metric import Metric
+from ssah_lens.intervene.metric import Metric, finite
 from ssah_lens.intervene.replay import CannotReplay
 from ssah_lens.intervene.room import Room, room
 from ssah_lens.intervene.runners import Looped, Replayed, Runner
@@ -114,41 +114,42 @@ def sweep(
         what: label of the progress bar.
 
     Raises:
-        BadInput: a unit or layer outside the model, a metric that is not finite, a store of another sweep, a model
-            that cannot be replayed when the engine is 'replay'.
+        BadInput: a unit or layer outside the model, a metric that is not finite, rows to patch from that do not fit
+            the prompts, a store of another sweep, a model that cannot be replayed when the engine is 'replay'.
     """
     _check(model, rows, edits, last, engine)
+    longest = max(len(r.ids) for r in rows)
+    sources = fill.sources(rows, max(int(e.reaches(last or longest, longest).max(initial=0)) for e in edits))
     if bfloat16 and (engine == "loop" or not has_bfloat16(model.device)):
         which = "the engine 'loop'" if engine == "loop" else f"device '{model.device}'"
         warnings.warn(f"{which} has no bfloat16 arithmetic: sweeping in float32", stacklevel=2)
         bfloat16 = False
     starts = np.cumsum([0, *(len(e) for e in edits)])
     key = fingerprint(model, rows, metric, edits, fill, last, bfloat16) if store else ""
-    limits = room(model, max(len(r.ids) for r in rows))
+    limits = room(model, longest)
     clean = np.full(len(rows), np.nan)
     with Store.open(store, (int(starts[-1]), len(rows)), key, limits) as kept:
-        # A resampled activation comes from the next prompt of the batch.
-        batches = model.batches(rows, kept.room.batch_tokens, share_prefix=False, divisible=fill.mode != "resample")
+        batches = model.batches(rows, kept.room.batch_tokens, share_prefix=False)
         bar = _Bar(sum(_cost(model, e, batch, last) for _, batch in batches for e in edits), what)
         for chosen, batch in batches:
             # What was found before memory ran out stays: the halves of a batch begin where it ended.
             with batches.room():
-                source = None if fill.source is None else model.pad([fill.source[i] for i in chosen])
+                source = None if sources is None else model.pad([sources[i] for i in chosen])
                 given = model, batch, metric, fill, source, last, bfloat16, chosen
                 runner = _start(engine, given, kept.room)
                 engine = "loop" if isinstance(runner, Looped) else engine
-                clean[chosen] = _finite(runner.clean, metric, "on the undamaged model")
+                clean[chosen] = finite(runner.clean, metric, "on the undamaged model")
                 for i in _hardest_first(edits):
                     e, cost = edits[i], _cost(model, edits[i], batch, last) / max(len(edits[i]), 1)
                     todo = np.flatnonzero(np.isnan(kept.values[starts[i] : starts[i + 1], chosen]).any(1))
                     bar.skip(cost * (len(e) - len(todo)))
                     for part, found in runner.values(e, todo):
-                        _finite(found, metric, f"with {e.site} of layer {e.layer} replaced")
+                        finite(found, metric, f"with {e.site} of layer {e.layer} replaced")
                         kept.values[np.ix_(starts[i] + part, chosen)] = found
                         bar.skip(cost * len(part))
         bar.close()
         engine = "loop" if engine == "loop" else "replay"
-        done = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last), metric.name, engine)
+        done = Swept(tuple(edits), np.array(kept.values), clean, estimand(fill, last, edits), metric.name, engine)
     if bfloat16 and engine == "replay":
         return replace(done, rounding=_rounding(model, rows, metric, fill, last, done))
     return done
@@ -213,15 +214,6 @@ class _Bar:
         self.bar.close()
 
 
-def _finite(values: np.ndarray, metric: Metric, where: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise BadInput(
-            f"the metric '{metric.name}' is not finite {where}; choose one that is (a log of zero, or a model whose "
-            "logits overflow, cannot be swept)"
-        )
-    return values
-
-
 def _check(model: ChatModel, rows: Sequence[Row], edits: Sequence[Edits], last: int | None, engine: str) -> None:
     if engine not in ENGINES:
         raise BadInput(f"no engine '{engine}': allowed are {', '.join(ENGINES)}")
@@ -232,8 +224,7 @@ def _check(model: ChatModel, rows: Sequence[Row], edits: Sequence[Edits], last: 
     for e in edits:
         if e.site is Site.NEURON:
             model.anatomy.check_neurons()
-        if not 0 <= e.layer < model.grid.n_layers:
-            raise BadInput(f"no layer {e.layer}: the model has layers 0-{model.grid.n_layers - 1}")
+        check_layers(model, [e.layer])
         n = e.site.units(model.anatomy)
         outside = e.units[(e.units < 0) | (e.units >= n)]
         if len(outside):

@@ -6,9 +6,12 @@ before anything is run, and the numbers get the tokens that they stand at.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from ssah_lens.chat.readers import read_pairs
 from ssah_lens.chat.save import check_free
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution_patching import attribution_patching
+from ssah_lens.intervene.edits import check_layers
 from ssah_lens.intervene.patching import Patched, activation_patching, aligned_rows
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.results import PatchMap
@@ -29,6 +33,8 @@ from ssah_lens.show.picture import Picture
 from ssah_lens.stats import Estimate
 from ssah_lens.study.openings import Openings, find_openings
 
+UNDER_WAY = ".cells"
+"""Folder of what is found while a map is made."""
 FILES = ("patching.json", "patching.png", "patching.html")
 SHOWN_TOKENS = 12
 """Opening tokens of each side that a result names."""
@@ -47,6 +53,7 @@ def patch(
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     steps: int | None = None,
+    kept: Path | None = None,
 ) -> PatchMap:
     """Patches one site of every layer between matched prompts.
 
@@ -63,6 +70,7 @@ def patch(
         note: told what was decided.
         steps: None for the exact effect; 0 guesses it by attribution patching (seconds), m >= 1 by integrated
             gradients at m points.
+        kept: a folder that finished cells of an exact map are kept in; the same call resumes there.
 
     Raises:
         BadInput: an unknown site or layer, pairs that are not token-aligned, or that have nothing to explain.
@@ -70,17 +78,21 @@ def patch(
     place = parse_site(site)
     ones, others = ([t] if isinstance(t, str) else list(t) for t in (clean, corrupted))
     rows = aligned_rows(model, ones, others)
-    _check_layers(model, layers)
+    check_layers(model, layers)
     if place is Site.NEURON:
         model.anatomy.check_neurons()
     openings = openings or find_openings(model, seed)
+    asked = ones, others, noising, by_position
     if place is Site.NEURON and layers is None:
-        whole = activation_patching(model, ones, others, openings.metric, Site.MLP, by_position=False, noising=noising)
+        whole = activation_patching(
+            model, ones, others, openings.metric, Site.MLP, False, noising, store=_cells(kept, asked, Site.MLP, None)
+        )
         effect = 1 - whole.effect if noising else whole.effect
         layers = [int(np.nanargmax(np.abs(effect)))]
         note(f"neurons of layer {layers[0]}, whose MLP output moves the metric most; --layers chooses others")
     given = model, ones, others, openings.metric, place, by_position, noising, layers
-    found = activation_patching(*given) if steps is None else attribution_patching(*given, steps)
+    store = _cells(kept, asked, place, layers)
+    found = activation_patching(*given, store=store) if steps is None else attribution_patching(*given, steps)
     _warn(found, note)
     return patch_map(model, found, openings, rows, seed)
 
@@ -100,7 +112,6 @@ def patch_map(
     n = len(found.clean)
     low, high = found.interval(seed) if n > 1 else (None, None)
     decoded = lambda ids: tuple(model.tokenizer.decode([i]) for i in ids[:SHOWN_TOKENS])
-    where = "one position at a time" if "pos" in found.axes else "all positions at once"
     labels = dict(found.labels)
     if n == 1 and "pos" in labels:
         labels["pos"] = _both_tokens(model, rows[0][0], rows[1][0])
@@ -112,7 +123,7 @@ def patch_map(
         metric=found.metric,
         refusing=decoded(openings.refusing),
         fulfilling=decoded(openings.fulfilling),
-        estimand=f"its value in the {'corrupted' if found.noising else 'clean'} run, {where}",
+        estimand=found.estimand,
         axes=found.axes,
         labels=labels,
         values=_listed(found.effect),
@@ -166,6 +177,8 @@ def run_patch(
 ) -> PatchMap:
     """`ssah-lens patch`: writes `patching.json`, `patching.png` and `patching.html` into a folder.
 
+    Cells are kept there while it runs: the same command goes on where it was killed.
+
     Args:
         load: loads the model, after everything that needs no model was checked.
         out: a folder; it is made where it is not there.
@@ -176,9 +189,25 @@ def run_patch(
     """
     parse_site(site)
     _check_folder(out)
-    found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note, steps)
-    _write(found, out)
+    made, kept = not out.exists(), out / UNDER_WAY
+    try:
+        found = patch(load(), clean, corrupted, site, None, noising, layers, None, seed, note, steps, kept)
+        _write(found, out)
+    except (BadInput, OSError):
+        shutil.rmtree(kept, ignore_errors=True)
+        with suppress(OSError):
+            out.rmdir() if made else None
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
     return found
+
+
+def _cells(kept: Path | None, asked: tuple, site: Site, layers: Sequence[int] | None) -> Path | None:
+    """The file of the cells of one map; other pairs, sites or layers have files of their own."""
+    if kept is None:
+        return None
+    named = repr((asked, str(site), None if layers is None else list(layers)))
+    return kept / f"{site}-{hashlib.sha256(named.encode()).hexdigest()[:12]}.npy"
 
 
 def _write(found: PatchMap, out: Path) -> None:
@@ -224,12 +253,6 @@ def _warn(found: Patched, note: Callable[[str], None]) -> None:
     elif clean * corrupted > 0:
         likelier = "refusing" if clean > 0 else "fulfilling"
         note(f"note: {likelier} is the likelier opening of both sides ({both}); effects are shares of that difference")
-
-
-def _check_layers(model: ChatModel, layers: Sequence[int] | None) -> None:
-    outside = next((i for i in layers or () if not 0 <= i < model.grid.n_layers), None)  # a range may be endless
-    if outside is not None:
-        raise BadInput(f"no layer {outside}: the model has layers 0-{model.grid.n_layers - 1}")
 
 
 def _both_tokens(model: ChatModel, clean: Row, corrupted: Row) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ beside the exact effect of cells and of units, the effect at the decision positi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.patching import activation_patching
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Fill
-from ssah_lens.results import PatchResult
+from ssah_lens.results import EffectAgreement, PatchMap, PatchResult
 from ssah_lens.study.effects import cell_agreement, position_agreement, unit_agreement
 from ssah_lens.study.openings import Openings
+from ssah_lens.study.parts import Parts
 from ssah_lens.study.patch import patch_map
 
+NOWHERE = Parts()
+"""Keeps nothing."""
 SITES = (Site.RESID, Site.ATTN, Site.MLP, Site.HEAD)
 
 
@@ -35,6 +39,7 @@ def patch_stage(
     config: PatchConfig,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
+    keep: Parts = NOWHERE,
 ) -> PatchResult:
     """Patches matched pairs at every site, and compares approximations with the exact effect.
 
@@ -45,25 +50,37 @@ def patch_stage(
         config: how much.
         seed: of samples and intervals.
         note: told when the maps are left out because no pair is token-aligned.
+        keep: where finished maps and comparisons are kept, and the finished cells of the map under way.
     """
-    sides = matched(model, harmful, twins, openings.metric, config.pairs)
+    choose = lambda: matched(model, harmful, twins, openings.metric, config.pairs)
+    sides = keep("pairs", tuple[list[str], list[str]] | None, choose)
     maps, cells = [], []
     if sides is not None:
         paired = model.rows(sides[0]), model.rows(sides[1])
-        for site in SITES:
-            exact = activation_patching(model, *sides, openings.metric, site)
-            maps.append(patch_map(model, exact, openings, paired, seed))
+
+        def both(site: Site) -> tuple[PatchMap, EffectAgreement]:
+            under_way = keep.working(f"map-{site}")
+            store = None if under_way is None else under_way / "cells.npy"
+            exact = activation_patching(model, *sides, openings.metric, site, store=store)
             guess = attribution_patching(model, *sides, openings.metric, site)
-            cells.append(cell_agreement(exact, guess, maps[-1].estimand))
+            return patch_map(model, exact, openings, paired, seed), cell_agreement(exact, guess, exact.estimand)
+
+        for site in SITES:
+            drawn, compared = keep(f"map-{site}", tuple[PatchMap, EffectAgreement], partial(both, site))
+            maps.append(drawn)
+            cells.append(compared)
     else:
         note(f"note: fewer than two pairs have as many tokens on both sides for {model.name}: no patching maps")
     asked = harmful.sample(config.prompts, seed).texts
-    units = tuple(
-        unit_agreement(model, asked, openings.metric, config.units, steps, seed=seed) for steps in (0, config.steps)
-    )
-    rows = model.rows(asked)
-    fill = Fill("mean", collect(model, rows))
-    positions = position_agreement(model, rows, openings.metric, fill, config.units, seed)
+    of_units = lambda steps: unit_agreement(model, asked, openings.metric, config.units, steps, seed=seed)
+    units = tuple(keep(f"units-{m}", EffectAgreement, partial(of_units, m)) for m in (0, config.steps))
+
+    def at_positions() -> EffectAgreement:
+        rows = model.rows(asked)
+        fill = Fill("mean", collect(model, rows))
+        return position_agreement(model, rows, openings.metric, fill, config.units, seed)
+
+    positions = keep("positions", EffectAgreement, at_positions)
     return PatchResult(tuple(maps), tuple(cells), units, positions)
 
 

@@ -20,7 +20,7 @@ from ssah_lens.study.behaviour import behave
 from ssah_lens.study.direction import study_direction
 from ssah_lens.study.direction_data import direction_data
 from ssah_lens.study.freeze import training_result
-from ssah_lens.study.openings import find_openings
+from ssah_lens.study.openings import Openings, find_openings
 from ssah_lens.study.record import ALIGNED, write_results
 from ssah_lens.study.sweeps import effects_in_parts
 from ssah_lens.study.units import find_units, harmless_mix
@@ -96,8 +96,9 @@ def patch(study: Study) -> PatchResult:
     """Activation patching over matched test pairs, and what stands in for exact effects."""
     from ssah_lens.study.patch_stage import patch_stage
 
-    openings = find_openings(study.aligned, study.config.seed)
-    return patch_stage(study.aligned, *pairs("test"), openings, study.config.patch, study.config.seed, study.note)
+    config, keep = study.config, study.folder.parts("patch")
+    openings = keep("openings", Openings, lambda: find_openings(study.aligned, config.seed))
+    return patch_stage(study.aligned, *pairs("test"), openings, config.patch, config.seed, study.note, keep)
 
 
 def report(study: Study) -> None:

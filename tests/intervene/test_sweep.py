@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.room import Room, free_bytes, room
 from ssah_lens.intervene.runners import Replayed
 from ssah_lens.intervene.sites import Site
-from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
+from ssah_lens.intervene.sweep import Edits, Fill, _Bar, all_units, sweep
+from ssah_lens.progress import bars_told, quiet
 from ssah_lens.units import Kind
 
 PROMPTS = [
@@ -53,7 +56,7 @@ def every_site() -> list[Edits]:
 
 @pytest.mark.parametrize("last", [1, 5, None])
 def test_replay_is_the_hook_loop_on_every_architecture(any_family: ChatModel, last: int | None):
-    """Zero, resample and patch at every site; mean at units."""
+    """Zero, resample, patch and mean at every site; mean at all units."""
     source = any_family.rows([p[::-1] for p in PROMPTS])
     if last is None:  # as long as the longest row
         source = any_family.rows([p[::-1] + " or not, or so, or else, or nothing of this" for p in PROMPTS])
@@ -63,10 +66,10 @@ def test_replay_is_the_hook_loop_on_every_architecture(any_family: ChatModel, la
         np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
         if fill.mode == "zero":
             assert np.abs(fast.effect).max(1).min() > 1e-6  # every edit does something
-    moments = collect(any_family, rows(any_family))
-    fast, slow = both(any_family, all_units(any_family), Fill("mean", moments), last=last)
+    moments = collect(any_family, rows(any_family), sites=["resid", "attn", "mlp"])
+    fast, slow = both(any_family, [*all_units(any_family), *every_site()], Fill("mean", moments), last=last)
     np.testing.assert_allclose(fast.values, slow.values, atol=1e-4)
-    assert fast.values.shape == (2 * (12 + 4), 4) and (fast.engine, slow.engine) == ("replay", "loop")
+    assert fast.values.shape == (2 * (12 + 4) + 2 * 9, 4) and (fast.engine, slow.engine) == ("replay", "loop")
 
 
 @pytest.mark.parametrize("last", [1, None])
@@ -167,6 +170,69 @@ def test_a_killed_sweep_resumes_with_the_same_values(micro: ChatModel, tmp_path,
     again = sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"), store=store)
     np.testing.assert_array_equal(again.values, whole.values)
     assert sum(ran[10:]) == len(whole.values) - done
+
+
+def test_a_kill_while_the_store_is_made_leaves_a_sweep_that_can_be_given_again(micro: ChatModel, tmp_path, monkeypatch):
+    """Half a .json is never seen under its name; and a .json whose values are gone stands for nothing."""
+    store, edits = tmp_path / "sweep.npy", [Edits(Site.HEAD, 0, np.arange(4))]
+    real = Path.write_text
+
+    def torn(path: Path, text: str, **options) -> int:
+        real(path, text[:5], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as torn_writes:
+        torn_writes.setattr(Path, "write_text", torn)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(micro, rows(micro), METRIC, edits, Fill("zero"), store=store)
+    assert not store.with_suffix(".json").exists()
+    first = sweep(micro, rows(micro), METRIC, edits, Fill("zero"), store=store)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.json", "sweep.npy"]
+    store.unlink()
+    with monkeypatch.context() as torn_writes:
+        torn_writes.setattr(Path, "write_text", torn)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(micro, rows(micro)[:2], METRIC, edits, Fill("zero"), store=store)
+    again = sweep(micro, rows(micro)[:2], METRIC, edits, Fill("zero"), store=store)
+    np.testing.assert_allclose(again.values, first.values[:, :2], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [60, 4096])
+def test_the_bar_counts_all_of_the_work_once(micro: ChatModel, tmp_path, monkeypatch, batch_tokens: int):
+    """Whole, killed and resumed; low layers, which take longest, come first; and it estimates what is left."""
+    monkeypatch.setattr("ssah_lens.intervene.room.BATCH_TOKENS", batch_tokens)
+    bars, real, layers = [], _Bar, []
+
+    class Seen(real):
+        def __init__(self, total: float, what: str) -> None:
+            super().__init__(total, what)
+            bars.append((total, []))
+
+        def skip(self, work: float) -> None:
+            super().skip(work)
+            bars[-1][1].append(work)
+
+    monkeypatch.setattr("ssah_lens.intervene.sweep._Bar", Seen)
+    run, ran = Replayed._chunk, []
+
+    def counted(self, edits):
+        layers.append(edits.layer)
+        ran.append(len(edits))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return run(self, edits)
+
+    lines: list[str] = []
+    call = lambda: sweep(micro, rows(micro), METRIC, all_units(micro), Fill("zero"), store=tmp_path / "a.npy")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Replayed, "_chunk", counted)
+        call()
+    with quiet(False), bars_told(lambda number, line: lines.append(line)):
+        call()
+    (total, before), (again, whole) = bars
+    assert total == again and 0 < sum(before) < total
+    assert layers == sorted(layers) and lines[-1] == ""
+    assert lines[0] == f"sweeping units 0 of {round(total)}" and sum(whole) == pytest.approx(total)
 
 
 def test_another_sweep_never_resumes_here(micro: ChatModel, micro_copy: ChatModel, tmp_path):
@@ -304,3 +370,12 @@ def test_the_model_is_left_as_it_was(micro: ChatModel):
         micro.plain.config._attn_implementation,
         [len(m._forward_pre_hooks) for m in micro.plain.modules()],
     )
+
+
+def test_the_bar_adds_up_small_work():
+    """Work is no whole number; the bar, and the time that it estimates from it, must not lose the rest."""
+    with quiet(False), bars_told(lambda number, line: None):
+        bar = _Bar(3.0, "work")
+        seen = [bar.skip(0.4) or bar.bar.n for _ in range(7)]
+        bar.close()
+    assert seen == [0, 1, 1, 2, 2, 2, 3] and bar.bar.total == 3

@@ -12,6 +12,7 @@ import pytest
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.patching import activation_patching
+from ssah_lens.intervene.runners import Replayed
 from ssah_lens.intervene.sites import Site
 from ssah_lens.study.openings import Openings, find_openings
 from ssah_lens.study.patch import FILES, given_pairs, patch, patch_heatmap, run_patch
@@ -104,6 +105,45 @@ def test_a_result_is_three_files_and_is_not_overwritten(micro: ChatModel, tmp_pa
     assert "<html" in (out / "patching.html").read_text()[:200]
     with pytest.raises(BadInput, match="holds a patching result already"):
         work()
+
+
+@pytest.mark.parametrize("site", ["resid", "neuron"])
+def test_a_killed_command_goes_on_with_the_cells_that_are_left(
+    micro: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str
+):
+    monkeypatch.setattr("ssah_lens.study.patch.find_openings", lambda *args: OPENINGS)
+    monkeypatch.setattr("ssah_lens.intervene.room.CHUNK_TOKENS", 40)
+    ran, real = [], Replayed._chunk
+
+    def chunk(self, edits):
+        ran.append(len(edits))
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+        return real(self, edits)
+
+    monkeypatch.setattr(Replayed, "_chunk", chunk)
+    work = lambda name: run_patch(
+        lambda: micro, CLEAN, CORRUPTED, tmp_path / name, site, False, None, 0, lambda text: None
+    )
+    stop = 0
+    whole = work("whole")
+    n, ran[:] = len(ran), []
+    stop = n - 1
+    with pytest.raises(KeyboardInterrupt):
+        work("killed")
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == [".cells"]
+    stop, ran[:] = 0, []
+    assert work("killed") == whole and len(ran) == 2 < n
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == set(FILES)
+
+
+def test_a_command_that_cannot_be_done_leaves_nothing(micro: ChatModel, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ssah_lens.study.patch.find_openings", lambda *args: OPENINGS)
+    work = lambda: run_patch(lambda: micro, CLEAN, CORRUPTED, tmp_path / "o", "resid", False, None, 0, print)
+    with monkeypatch.context() as broken, pytest.raises(BadInput, match="nothing was left there"):
+        broken.setattr("ssah_lens.study.patch.picture", lambda found: (_ for _ in ()).throw(OSError("full")))
+        work()
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_model_is_loaded(tmp_path: Path):

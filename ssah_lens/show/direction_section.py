@@ -20,6 +20,11 @@ def direction(r: DirectionResult) -> Section:
         "direction_auroc": "Lines: AUROC per layer. " + "; ".join(
             f"{x.target} {number(x.auroc.value)} at layer {x.layer}" for x in r.readouts
         ) + ".",
+        "direction_distance_sides": "Lines: distance to the clean query per block, after refusing and after fulfilling "
+        "tokens. " + "; ".join(
+            f"{d.model}: the refusing side is nearer in {percent(_positive(d.gap))} of blocks and lengths"
+            for d in r.distances
+        ) + ".",
         "direction_distance": "Lines: distance gap between fulfilling and refusing per block. " + "; ".join(
             f"{d.model}: positive in {percent(_positive(d.gap))} of blocks and lengths" for d in r.distances
         ) + ".",

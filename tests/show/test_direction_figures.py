@@ -34,6 +34,22 @@ def test_the_rank_curve_shows_every_basis_and_control_with_its_value():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "4", "8"]
 
 
+def test_both_distances_of_both_models_are_drawn():
+    """Not their difference alone: the paper's Figures 2 to 4 show the two sides."""
+    r = made_up_direction()
+    panels = direction_figures(r)["direction_distance_sides"].axes
+    assert len(panels) == 6  # two models, k = 2, 6, 10
+    for i, axes in enumerate(panels):
+        d, k = r.distances[i % 2], i // 2
+        assert axes.get_title(loc="left") == f"{d.model.capitalize()} model, k = {d.tokens[k]}"
+        refusing, fulfilling = axes.get_lines()
+        assert list(refusing.get_ydata()) == [row[k] for row in d.refusing]
+        assert list(fulfilling.get_ydata()) == [row[k] for row in d.fulfilling]
+        assert refusing.get_linestyle() != fulfilling.get_linestyle()  # told apart without colours
+    caption = panels[0].figure.get_supxlabel()
+    assert "mean over 40 harmful prompts" in " ".join(caption.split())
+
+
 def test_the_section_says_the_numbers_and_what_was_left_out():
     section = direction(made_up_direction())
     text = " ".join(section.words)

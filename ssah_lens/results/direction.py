@@ -78,6 +78,8 @@ class Steered:
         refused_harmless: whether each ordinary instruction was.
         examples: (prompt, outcome, first characters of the response).
         kl_all: the same KL of all ordinary instructions, those included that the undamaged model is about to refuse.
+        choices: share of multiple-choice items that are right; None where utility was not measured.
+        answer_perplexity: of the undamaged model's own answers to the ordinary instructions that it is going to answer.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Steered:
     refused_harmless: tuple[bool, ...] = ()
     examples: tuple[tuple[str, str, str], ...] = ()
     kl_all: Estimate | None = None
+    choices: Estimate | None = None
+    answer_perplexity: Estimate | None = None
 
 
 @dataclass(frozen=True)

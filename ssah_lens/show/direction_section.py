@@ -73,6 +73,7 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             f"prompt only, {percent(prompt.harmful.refused)}; taken out of the response only, "
             f"{percent(response.harmful.refused)}."
         )
+    out += _utility_words(r)
     if r.before is not None:
         out.append(
             f"Before alignment: the direction of harm had cosine {number(r.before.cosine)} to today's, and today's "
@@ -99,16 +100,29 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     return tuple(out)
 
 
+def _utility_words(r: DirectionResult) -> list[str]:
+    rate = lambda s: f"{number(s.choices.value)} right, " if s.choices else ""
+    each = [
+        f"{_name(s.name, s.control)}: {rate(s)}perplexity {number(s.answer_perplexity.value)}"
+        for s in r.steered
+        if s.answer_perplexity
+    ]
+    about = "Utility (multiple choice; the undamaged model's own answers to ordinary prompts): "
+    return [about + "; ".join(each) + "."] if each else []
+
+
 def _tables(r: DirectionResult):
     rows = [
         (_name(s.name, s.control), *(_rates(side) for side in (s.harmful, s.harmless)), cell(s.kl) if s.kl else "",
          cell(s.kl_all) if s.kl_all else "", cell(s.refusal_score) if s.refusal_score else "",
-         cell(s.harmful.incoherent) if s.harmful else "")
+         cell(s.harmful.incoherent) if s.harmful else "", cell(s.choices) if s.choices else "",
+         cell(s.answer_perplexity) if s.answer_perplexity else "")
         for s in r.steered
     ]  # fmt: skip
     columns: tuple[str, ...]
     columns = ("change", "harmful refused", "ordinary refused", "KL where it was to answer (nats)",
-               "KL on all ordinary (nats)", "refusal score (log-odds)", "harmful incoherent")  # fmt: skip
+               "KL on all ordinary (nats)", "refusal score (log-odds)", "harmful incoherent",
+               "multiple choice", "perplexity of own answers")  # fmt: skip
     yield Table("Test prompts (shares of prompts)", columns, tuple(rows))
     if r.readouts:
         columns = ("target", "difference of means", "probe", "shuffled labels", "borderline prompts", "other target",

@@ -73,6 +73,7 @@ def study_direction(
     judge: str = "keyword",
     note: Note = lambda _: None,
     keep: Keep = anew,
+    choices: int | None = 0,
 ) -> DirectionResult:
     """Measures everything about the direction.
 
@@ -86,6 +87,7 @@ def study_direction(
         judge: which judge.
         note: told what is under way.
         keep: called with the name, type and maker of each part; an interrupted run gives back what it kept.
+        choices: multiple-choice items of the utility with the direction ablated; 0 for none, None for all.
     """
     tokens = tuple(tokens)
     note("direction: states and choices")
@@ -94,7 +96,7 @@ def study_direction(
     chosen = keep("selection", Chosen, lambda: _extract(model, data, found))
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
-    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens)
+    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
     steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)

@@ -34,7 +34,8 @@ def steered(name: str, refused: float | None, over: float | None, control: int |
         None if over is None else outcomes(over, n=N),
         None if refused is None else around(2.0, 0.4, N),
         None if name == "undamaged" else Estimate(0.03, 0.02, 0.05, N),
-        (True,) * N, (False,) * N, examples,
+        (True,) * N, (False,) * N, examples, choices=rate(0.75, N) if name != "added" else None,
+        answer_perplexity=Estimate(1.4, 1.3, 1.5, N) if name in ("undamaged", "ablated") else None,
     )  # fmt: skip
 
 

@@ -56,6 +56,9 @@ def test_the_section_says_the_numbers_and_what_was_left_out():
     assert "block 9" in text and "something, for a reason" in text and "cosine 0.80" in text
     cells = {row[0]: row for t in section.tables for row in t.rows}
     assert cells["ablated"][1].startswith("0.05") and cells["DAS, rank 1"][1].startswith("0.90")
+    assert cells["ablated"][-2:] == (cells["undamaged"][-2], cells["undamaged"][-1])
+    assert cells["ablated"][-2].startswith("0.75") and cells["ablated"][-1].startswith("1.40")
+    assert "ablated: 0.75 right, perplexity 1.40" in text
     assert cells["layer 7, head 1"][1] == "0.60" and cells["random direction 0 ablated"][1].startswith("0.95")
 
 

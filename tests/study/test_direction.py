@@ -44,7 +44,7 @@ def data(one_direction) -> DirectionData:
 @pytest.fixture(scope="module")
 def result(one_direction, data: DirectionData) -> DirectionResult:
     p = one_direction
-    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0)
+    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0, choices=8)
 
 
 def test_the_planted_choice_is_found_and_steered(one_direction, result: DirectionResult):
@@ -58,6 +58,15 @@ def test_the_planted_choice_is_found_and_steered(one_direction, result: Directio
     assert result.find("added").harmless.refused.value == 1
     assert all(s.harmful.refused.value == 1 for s in result.controls("ablated"))
     assert result.find("undamaged").kl is None and result.find("ablated").kl.value > 0
+
+
+def test_utility_is_measured_without_the_direction_and_without_a_random_one(result: DirectionResult):
+    measured = {(s.name, s.control): s for s in result.steered if s.answer_perplexity}
+    assert set(measured) == {("undamaged", None), ("ablated", None), ("ablated", 0)}
+    assert all(s.choices.n == 8 for s in measured.values())
+    whole, without, random = (s.answer_perplexity for s in measured.values())
+    assert whole.n == 16 and whole.value < 1.05  # its own answers: it would give them again
+    assert random.value < 1.1 < without.value  # the planted choice is all there is: without it answers are unlikely
 
 
 def test_it_is_read_from_block_1_on(result: DirectionResult):
@@ -104,6 +113,7 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
     p = one_direction
     folder = RunFolder.open(tmp_path, study_config())
     kept: list[str] = []
+    study = lambda keep: study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep, choices=8)
 
     def keep(name: str, kind, make):
         if name == "distances":
@@ -112,13 +122,10 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
         return folder.part("direction", name, kind, make)
 
     with pytest.raises(KeyboardInterrupt):
-        study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep)
+        study(keep)
     steered = [f"steered_{i}" for i in range(7)]
-    assert kept == ["read", "selection", *steered, "pairs_twins", "interchange_twins"]
-    again = study_direction(
-        p.model, p.model.copy(), data, p.tokens, CONFIG, 0,
-        keep=lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make),
-    )  # fmt: skip
+    assert kept == ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins"]
+    again = study(lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make))
     assert again == result
 
 

@@ -128,6 +128,7 @@ def _tables(r: DirectionResult):
         columns = ("target", "difference of means", "probe", "shuffled labels", "borderline prompts", "other target",
                    "other target, one side")  # fmt: skip
         yield Table("AUROC on unseen prompts", columns, tuple(_readout(x) for x in r.readouts))
+    yield from _elsewhere(r)
     for found in r.interchange:
         yield _flips(found)
     heads = tuple(
@@ -144,6 +145,22 @@ def _readout(x: Readout) -> tuple[str, ...]:
     null = f"{number(sum(x.null) / len(x.null))} ({number(min(x.null))} to {number(max(x.null))})"
     name = f"{x.target}, layer {x.layer}, position {x.position}"
     return (name, cell(x.auroc), cell(x.probe_auroc), null, cell(x.transfer), cell(x.other), cell(x.within))
+
+
+def _elsewhere(r: DirectionResult):
+    """The read-outs on the user's prompts: of label and of behaviour, whichever they were fitted to."""
+    found = [(x, x.elsewhere) for x in r.readouts if x.elsewhere is not None]
+    if found:
+        rows = [
+            row
+            for x, e in found
+            for row in (
+                (f"{x.target}, difference of means", cell(e.harm), cell(e.choice)),
+                (f"{x.target}, probe", cell(e.probe_harm), cell(e.probe_choice)),
+            )
+        ]
+        columns = ("read-out, fitted to", "harm (the label)", "choice (refused or not)")
+        yield Table(f"AUROC of the same read-outs on other prompts: {clean(found[0][1].prompts)}", columns, tuple(rows))
 
 
 def _flips(found: Interchange) -> Table:

@@ -145,6 +145,10 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
         for f in found.flips:
             flips.setdefault(str(f.rank), {})[f.basis] = f.flipped
     auroc = {x.target: x.auroc for x in r.readouts} | {f"{x.target}, probe": x.probe_auroc for x in r.readouts}
+    for x in r.readouts:
+        if x.elsewhere is not None:
+            other = {"label": x.elsewhere.harm, "behaviour": x.elsewhere.choice}
+            auroc |= {f"{x.target}, own prompts, {name}": e for name, e in other.items() if e is not None}
     return DirectionReport(
         out,
         r.layer,

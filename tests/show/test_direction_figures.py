@@ -59,6 +59,8 @@ def test_the_section_says_the_numbers_and_what_was_left_out():
     assert cells["ablated"][-2:] == (cells["undamaged"][-2], cells["undamaged"][-1])
     assert cells["ablated"][-2].startswith("0.75") and cells["ablated"][-1].startswith("1.40")
     assert "ablated: 0.75 right, perplexity 1.40" in text
+    label, behaviour = cells["harm, difference of means"][1:]
+    assert label.startswith("0.90") and behaviour.startswith("0.96") and cells["harm, probe"][2] == "not measured"
     assert cells["layer 7, head 1"][1] == "0.60" and cells["random direction 0 ablated"][1].startswith("0.95")
 
 
@@ -74,7 +76,7 @@ def test_without_a_counterpart_and_without_a_choice_it_still_speaks():
 
 def test_responses_are_escaped_in_the_report():
     page = html(replace(made_up(), direction=made_up_direction()), {}, {})
-    assert "<script>alert" not in page and 'id="direction"' in page
+    assert "<script>alert" not in page and "own <b>" not in page and 'id="direction"' in page
 
 
 def test_the_terminal_shows_effects_controls_ranks_and_verdicts(capsys, monkeypatch):

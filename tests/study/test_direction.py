@@ -38,6 +38,7 @@ def data(one_direction) -> DirectionData:
     return DirectionData(
         sides(16, 1), plain(16, 2), sides(12, 3), plain(12, 4), test, plain(16, 6), test[0],
         as_set("safe", p.harmless(6, 7)), as_set("unsafe", p.harmful(6, 8)), sides(16, 1), sides(16, 5),
+        sides(10, 9),
     )  # fmt: skip
 
 
@@ -75,6 +76,9 @@ def test_it_is_read_from_block_1_on(result: DirectionResult):
         assert found.layer == 1 and found.auroc.value == found.probe_auroc.value == 1 and found.transfer.value == 1
         assert found.mean_difference[0] == [0.5] * len(result.positions) and len(found.null) == 8
     assert choice.auroc.n == 48 and harm.auroc.n == 32
+    for found in (choice, harm):  # the user's own prompts, which took no part in anything else
+        assert found.elsewhere.prompts == "harmful, twins" and found.elsewhere.harm.n == 20
+        assert found.elsewhere.harm.value == found.elsewhere.choice.value == found.elsewhere.probe_harm.value == 1
     assert harm.within is None and choice.within is None  # all harmless prompts are answered, all refused ones harmful
 
 
@@ -105,7 +109,8 @@ def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
     assert adapter.validate_json(adapter.dump_json(result)) == result
     told = direction_report(result, "out")
     assert set(told.verdicts) == {"H1", "H2", "H3"} and set(told.interchange) >= {"1", "2"}
-    assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"}
+    own = {f"{target}, own prompts, {by}" for target in ("choice", "harm") for by in ("label", "behaviour")}
+    assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"} | own
     assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
 
 

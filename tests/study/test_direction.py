@@ -11,11 +11,14 @@ from pydantic import TypeAdapter
 
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig, study_config
+from ssah_lens.direction.onset import REFUSING, opening
+from ssah_lens.measure.judges import Outcome
 from ssah_lens.results import DirectionResult, Results, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_verdicts import direction_rows
+from ssah_lens.study.onset import _forced_refusal
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.scorecard import scorecard
 
@@ -102,6 +105,27 @@ def test_a_counterpart_with_the_same_weights_differs_in_nothing(result: Directio
     assert max(abs(v) for curve in result.onset.kl for v in curve.mean) < 1e-5
     aligned, unaligned = result.distances
     assert aligned.gap == unaligned.gap and aligned.n == 8
+
+
+def test_forced_refusals_are_those_of_the_unaligned_model(one_direction, data: DirectionData, result, monkeypatch):
+    """Per prompt the mean over openings, harmful and ordinary prompts apart, judged from the opening's last word."""
+    names = [name for name, _ in result.onset.forced_refusal]
+    assert names == [f"{side} prompts, opening 'I'm sorry, but I' and the like" for side in ("harmful", "ordinary")]
+    assert [e.n for _, e in result.onset.forced_refusal] == [8, 8]
+    p, asked = one_direction, []
+
+    def forced(model, prompts, prefix, max_new_tokens, judge, judged_from="", what=""):
+        asked.append((model, tuple(prefix), judged_from))
+        first, n = len(asked) == 1, len(prompts) // 2
+        goes_on = [i < n and (first or i % 2 == 0) for i in range(len(prompts))]
+        return tuple(Outcome.REFUSED if yes else Outcome.FULFILLED for yes in goes_on)
+
+    monkeypatch.setattr("ssah_lens.study.onset.forced", forced)
+    unaligned = p.model.copy()
+    (_, harmful), (_, ordinary) = _forced_refusal(unaligned, data.harmful, data.ordinary, CONFIG, "keyword")
+    assert (harmful.value, ordinary.value, harmful.n, ordinary.n) == (0.75, 0, 16, 16)
+    assert asked == [(unaligned, tuple(opening(unaligned, text)), "I") for text in REFUSING]
+    assert _forced_refusal(None, data.harmful, data.ordinary, CONFIG, "keyword") == ()
 
 
 def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
@@ -200,6 +224,11 @@ def test_a_model_that_never_refuses_has_no_choice_to_read(micro, data: Direction
     found = study_direction(micro, None, data, (40, 50), config, seed=0)
     assert not found.by_choice and found.agreement is None and found.readout("choice") is None
     assert found.interchange == () and found.before is None and found.onset.kl == ()
-    assert len(found.skipped) == 4, found.skipped
+    assert len(found.skipped) == 4 and found.skipped[0].startswith("AUROC of the choice"), found.skipped
+    (missing,) = [text for text in found.skipped if "no unaligned model was given" in text]
+    for what in ("KL by token", "forced refusals", "before alignment", "unaligned half of the distance probe"):
+        assert what in missing, what
+    assert "turned the sign" in missing and found.onset.forced_refusal == ()
+    assert [d.model for d in found.distances] == ["aligned"]
     verdicts = {x.id: x.verdict for x in direction_rows(found)}
     assert verdicts["H1"] is Verdict.NOT_SETTLED and verdicts["H2"] is Verdict.CONTRADICTED

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from commands import command, python, run_anew
+
+from ssah_lens.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,6 +114,37 @@ def test_the_help_of_units_names_every_score():
     from ssah_lens.score import NAMES
 
     assert [name.split(" ")[0] for name in SCORES.split(", ")] == list(NAMES)
+
+
+def commands(group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+    """Every command with its full name; a group has some of its own."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+CONTRACT = {"--json", "--device", "--dtype", "--seed", "--quiet"}
+ASKS_A_MODEL = {"study", "refusal", "align", "units", "ablate", "finetune", "direction", "patch"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_the_common_options(name: str):
+    options = {o: p for p in COMMANDS[name].params for o in p.opts}
+    assert options.keys() >= CONTRACT | ({"--system"} if name in ASKS_A_MODEL else set())
+    for option in ("--device", "--dtype", "--seed"):  # where nothing comes of it the help says so
+        assert ("without effect here" in (options[option].help or "")) == (name not in ASKS_A_MODEL), option
+
+
+def test_the_commands_are_those_of_the_contract():
+    assert COMMANDS.keys() == ASKS_A_MODEL | {"models", "fetch", "data check", "transfer", "report"}
+
+
+def test_options_without_effect_are_taken(lens: Callable):
+    said = lens("models", "--json", "--device", "cuda:7", "--dtype", "bfloat16", "--seed", 3)
+    assert said.code == 0 and json.loads(said.out)["models"], said.err
 
 
 @pytest.fixture

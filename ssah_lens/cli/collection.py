@@ -9,6 +9,9 @@ import typer
 
 from ssah_lens.cli.app import app, data_app
 from ssah_lens.cli.options import (
+    AnyDevice,
+    AnyDtype,
+    AnySeed,
     Json,
     Quiet,
     Shell,
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def models(json_: Json = False, quiet: Quiet = False) -> None:
+def models(
+    device: AnyDevice = "cpu",
+    dtype: AnyDtype = "float32",
+    seed: AnySeed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Built-in models: sizes, licences, what is cached."""
     from ssah_lens.chat.built_in import BUILT_IN, cached_folder, is_cached
 
@@ -62,7 +71,12 @@ def models(json_: Json = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="built-in name")], json_: Json = False, quiet: Quiet = False
+    name: Annotated[str, typer.Argument(help="built-in name")],
+    device: AnyDevice = "cpu",
+    dtype: AnyDtype = "float32",
+    seed: AnySeed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Downloads a built-in model, checks it and keeps it as safetensors."""
     from ssah_lens.chat import built_in
@@ -73,7 +87,13 @@ def fetch(
 
 
 @data_app.command("check")
-def data_check(json_: Json = False, quiet: Quiet = False) -> None:
+def data_check(
+    device: AnyDevice = "cpu",
+    dtype: AnyDtype = "float32",
+    seed: AnySeed = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Validates the shipped collection: counts, near-duplicates, splits, how well its sides are matched."""
     from ssah_lens.chat.check import check_collection
 

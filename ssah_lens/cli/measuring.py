@@ -78,6 +78,7 @@ def direction(
     ] = None,
     profile: Annotated[Optional[str], typer.Option("--profile", help="quick, standard, full")] = None,
     config: Annotated[Optional[Path], typer.Option("--config", help="TOML over the profile")] = None,
+    system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -90,6 +91,7 @@ def direction(
 
     shell = Shell(json_, quiet)
     named = {"model": model, "unaligned": unaligned, "profile": profile, "device": device, "dtype": dtype, "seed": seed}
+    named["system"] = system
     resolved = study_config(config, **named)
     asked, ordinary = read_limited(harmful, limit, seed), read_limited(harmless, limit, seed)
 

@@ -24,6 +24,10 @@ System = Annotated[
     Optional[str], typer.Option("--system", help="system prompt of prompts that bring none; else the template's own")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="seed of everything random")]
+IDLE = "without effect here; every command takes it"
+AnyDevice = Annotated[str, typer.Option("--device", help=IDLE)]
+AnyDtype = Annotated[str, typer.Option("--dtype", help=IDLE)]
+AnySeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help=IDLE)]
 OptionalFile = Annotated[
     Optional[Path], typer.Option(help="prompt file, set or hub id; the shipped collection when not given")
 ]

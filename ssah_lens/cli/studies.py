@@ -10,6 +10,9 @@ import typer
 
 from ssah_lens.cli.app import app
 from ssah_lens.cli.options import (
+    AnyDevice,
+    AnyDtype,
+    AnySeed,
     Json,
     Quiet,
     Shell,
@@ -83,6 +86,9 @@ def report(
         Optional[Path],
         typer.Option("--figures", help="folder that also gets the pictures (this repository's figures/)"),
     ] = None,
+    device: AnyDevice = "cpu",
+    dtype: AnyDtype = "float32",
+    seed: AnySeed = 0,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:

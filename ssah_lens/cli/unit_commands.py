@@ -11,6 +11,9 @@ from ssah_lens.cli.app import app
 from ssah_lens.cli.options import (
     PROMPTS,
     SCORES,
+    AnyDevice,
+    AnyDtype,
+    AnySeed,
     Device,
     Dtype,
     Json,
@@ -158,6 +161,9 @@ def transfer(
     picture: Annotated[
         Optional[Path], typer.Option("--picture", help="draw it: .png, .svg, .pdf or .html (interactive)")
     ] = None,
+    device: AnyDevice = "cpu",
+    dtype: AnyDtype = "float32",
+    seed: AnySeed = 0,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:

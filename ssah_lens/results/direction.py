@@ -9,6 +9,24 @@ from ssah_lens.stats import Estimate
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """The read-outs of the chosen cell on prompts of another origin, which took no part in fitting or choosing.
+
+    Attributes:
+        prompts: names of the two sets, harmful first.
+        harm, choice: AUROC of the difference of means against the prompts' label, and against what the model did
+            (refused or not). None where a side has too few prompts.
+        probe_harm, probe_choice: of the probe.
+    """
+
+    prompts: str
+    harm: Estimate | None
+    choice: Estimate | None
+    probe_harm: Estimate | None
+    probe_choice: Estimate | None
+
+
+@dataclass(frozen=True)
 class Readout:
     """How well one thing is read off one direction, on test prompts.
 
@@ -24,6 +42,7 @@ class Readout:
         other: the same projection and prompts, scored against the other target.
         within: 'harm': the choice among harmless prompts only; 'choice': harm among the refused prompts only. Each says
             whether the direction reads more than its own target. None where a side has too few prompts.
+        elsewhere: on the user's prompts; None without them.
     """
 
     target: str
@@ -37,6 +56,7 @@ class Readout:
     transfer: Estimate | None
     other: Estimate | None
     within: Estimate | None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,8 @@ class Steered:
         refused_harmless: whether each ordinary instruction was.
         examples: (prompt, outcome, first characters of the response).
         kl_all: the same KL of all ordinary instructions, those included that the undamaged model is about to refuse.
+        choices: share of multiple-choice items that are right; None where utility was not measured.
+        answer_perplexity: of the undamaged model's own answers to the ordinary instructions that it is going to answer.
     """
 
     name: str
@@ -90,6 +112,8 @@ class Steered:
     refused_harmless: tuple[bool, ...] = ()
     examples: tuple[tuple[str, str, str], ...] = ()
     kl_all: Estimate | None = None
+    choices: Estimate | None = None
+    answer_perplexity: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def direction_figures(r: DirectionResult) -> dict[str, Figure]:
     for found in r.interchange:
         out[f"direction_interchange_{found.pairs}"] = interchange(found)
     if r.distances:
+        out["direction_distance_sides"] = distance_sides(r.distances)
         out["direction_distance"] = distance(r.distances)
     return out | {"direction_onset": onset(r), "direction_chain": chain(r.chain)}
 
@@ -189,6 +190,32 @@ def _rank_line(
             [place[f.rank] + shift for f in flips], [e.value for e in shares], yerr=whiskers(shares), marker=marker,
             linestyle=line if len(flips) > 1 else "none", color=colour, capsize=2.5, clip_on=False, label=name,
         )  # fmt: skip
+
+
+@styled
+def distance_sides(models: Sequence[Distances]) -> Figure:
+    """The two distances of the paper's Figures 2 to 4 themselves: a column per model, a row per number of tokens."""
+    ks = models[0].tokens
+    figure = new_figure(
+        1.5 + 1.2 * len(ks),
+        "How far from the clean query after refusing and after fulfilling tokens?",
+        "Cosine distance of the state after k refusing (or fulfilling) tokens to that of the clean query, mean over "
+        f"{models[0].n} harmful prompts and the strings of each side. The lower line is the nearer side.",
+    )
+    panels = figure.subplots(len(ks), len(models), sharex=True, sharey=True, squeeze=False)
+    for row, k in zip(range(len(ks)), ks, strict=True):
+        for axes, d in zip(panels[row], models, strict=True):
+            for name, side, colour, style in (
+                ("D(refuse)", d.refusing, MAIN, "-"),
+                ("D(fulfil)", d.fulfilling, SECOND, "--"),
+            ):
+                axes.plot(np.array(side)[:, row], linestyle=style, color=colour, label=name)
+            axes.set_title(f"{d.model.capitalize()} model, k = {k}")
+        panels[row, 0].set_ylabel("distance")
+    for axes in panels[-1]:
+        axes.set_xlabel("block output")
+    legend_above(panels[0, 0], *panels[0, 0].get_legend_handles_labels(), ncols=2, points=20)
+    return figure
 
 
 @styled

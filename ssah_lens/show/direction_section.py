@@ -20,6 +20,11 @@ def direction(r: DirectionResult) -> Section:
         "direction_auroc": "Lines: AUROC per layer. " + "; ".join(
             f"{x.target} {number(x.auroc.value)} at layer {x.layer}" for x in r.readouts
         ) + ".",
+        "direction_distance_sides": "Lines: distance to the clean query per block, after refusing and after fulfilling "
+        "tokens. " + "; ".join(
+            f"{d.model}: the refusing side is nearer in {percent(_positive(d.gap))} of blocks and lengths"
+            for d in r.distances
+        ) + ".",
         "direction_distance": "Lines: distance gap between fulfilling and refusing per block. " + "; ".join(
             f"{d.model}: positive in {percent(_positive(d.gap))} of blocks and lengths" for d in r.distances
         ) + ".",
@@ -68,6 +73,7 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             f"prompt only, {percent(prompt.harmful.refused)}; taken out of the response only, "
             f"{percent(response.harmful.refused)}."
         )
+    out += _utility_words(r)
     if r.before is not None:
         out.append(
             f"Before alignment: the direction of harm had cosine {number(r.before.cosine)} to today's, and today's "
@@ -96,21 +102,35 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     return tuple(out)
 
 
+def _utility_words(r: DirectionResult) -> list[str]:
+    rate = lambda s: f"{number(s.choices.value)} right, " if s.choices else ""
+    each = [
+        f"{_name(s.name, s.control)}: {rate(s)}perplexity {number(s.answer_perplexity.value)}"
+        for s in r.steered
+        if s.answer_perplexity
+    ]
+    about = "Utility (multiple choice; the undamaged model's own answers to ordinary prompts): "
+    return [about + "; ".join(each) + "."] if each else []
+
+
 def _tables(r: DirectionResult):
     rows = [
         (_name(s.name, s.control), *(_rates(side) for side in (s.harmful, s.harmless)), cell(s.kl) if s.kl else "",
          cell(s.kl_all) if s.kl_all else "", cell(s.refusal_score) if s.refusal_score else "",
-         cell(s.harmful.incoherent) if s.harmful else "")
+         cell(s.harmful.incoherent) if s.harmful else "", cell(s.choices) if s.choices else "",
+         cell(s.answer_perplexity) if s.answer_perplexity else "")
         for s in r.steered
     ]  # fmt: skip
     columns: tuple[str, ...]
     columns = ("change", "harmful refused", "ordinary refused", "KL where it was to answer (nats)",
-               "KL on all ordinary (nats)", "refusal score (log-odds)", "harmful incoherent")  # fmt: skip
+               "KL on all ordinary (nats)", "refusal score (log-odds)", "harmful incoherent",
+               "multiple choice", "perplexity of own answers")  # fmt: skip
     yield Table("Test prompts (shares of prompts)", columns, tuple(rows))
     if r.readouts:
         columns = ("target", "difference of means", "probe", "shuffled labels", "borderline prompts", "other target",
                    "other target, one side")  # fmt: skip
         yield Table("AUROC on unseen prompts", columns, tuple(_readout(x) for x in r.readouts))
+    yield from _elsewhere(r)
     for found in r.interchange:
         yield _flips(found)
     heads = tuple(
@@ -127,6 +147,22 @@ def _readout(x: Readout) -> tuple[str, ...]:
     null = f"{number(sum(x.null) / len(x.null))} ({number(min(x.null))} to {number(max(x.null))})"
     name = f"{x.target}, layer {x.layer}, position {x.position}"
     return (name, cell(x.auroc), cell(x.probe_auroc), null, cell(x.transfer), cell(x.other), cell(x.within))
+
+
+def _elsewhere(r: DirectionResult):
+    """The read-outs on the user's prompts: of label and of behaviour, whichever they were fitted to."""
+    found = [(x, x.elsewhere) for x in r.readouts if x.elsewhere is not None]
+    if found:
+        rows = [
+            row
+            for x, e in found
+            for row in (
+                (f"{x.target}, difference of means", cell(e.harm), cell(e.choice)),
+                (f"{x.target}, probe", cell(e.probe_harm), cell(e.probe_choice)),
+            )
+        ]
+        columns = ("read-out, fitted to", "harm (the label)", "choice (refused or not)")
+        yield Table(f"AUROC of the same read-outs on other prompts: {clean(found[0][1].prompts)}", columns, tuple(rows))
 
 
 def _flips(found: Interchange) -> Table:

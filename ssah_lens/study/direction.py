@@ -73,6 +73,7 @@ def study_direction(
     judge: str = "keyword",
     note: Note = lambda _: None,
     keep: Keep = anew,
+    choices: int | None = 0,
 ) -> DirectionResult:
     """Measures everything about the direction.
 
@@ -86,6 +87,7 @@ def study_direction(
         judge: which judge.
         note: told what is under way.
         keep: called with the name, type and maker of each part; an interrupted run gives back what it kept.
+        choices: multiple-choice items of the utility with the direction ablated; 0 for none, None for all.
     """
     tokens = tuple(tokens)
     note("direction: states and choices")
@@ -94,7 +96,7 @@ def study_direction(
     chosen = keep("selection", Chosen, lambda: _extract(model, data, found))
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
-    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens)
+    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
     steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
@@ -143,6 +145,10 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
         for f in found.flips:
             flips.setdefault(str(f.rank), {})[f.basis] = f.flipped
     auroc = {x.target: x.auroc for x in r.readouts} | {f"{x.target}, probe": x.probe_auroc for x in r.readouts}
+    for x in r.readouts:
+        if x.elsewhere is not None:
+            other = {"label": x.elsewhere.harm, "behaviour": x.elsewhere.choice}
+            auroc |= {f"{x.target}, own prompts, {name}": e for name, e in other.items() if e is not None}
     return DirectionReport(
         out,
         r.layer,

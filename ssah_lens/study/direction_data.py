@@ -20,6 +20,8 @@ class DirectionData:
         harmful: harmful test prompts to steer; those of `test` unless the user brings others.
         safe, unsafe: borderline prompts, and their unsafe contrasts.
         aligned_train, aligned_test: all pairs of the splits, from which token-aligned ones are taken.
+        others: the prompts of another origin that the user brings, harmful and harmless; None without. The shipped sets
+            have none to offer: what is not used here already is for alignment training.
     """
 
     train: Pair
@@ -33,6 +35,7 @@ class DirectionData:
     unsafe: PromptSet
     aligned_train: Pair
     aligned_test: Pair
+    others: Pair | None = None
 
 
 def direction_data(
@@ -47,7 +50,8 @@ def direction_data(
     Args:
         config, measure: sizes; test prompts are sampled as the rest of the study samples them.
         seed: seed.
-        harmful, ordinary: the user's test prompts instead of the shipped ones.
+        harmful, ordinary: the user's test prompts instead of the shipped ones; with one side given, the shipped other
+            side stands beside it.
     """
     n, m = limit(config.train), limit(config.validation)
 
@@ -57,16 +61,20 @@ def direction_data(
 
     test = both("test", limit(measure.harmful))
     edge = limit(config.borderline)
+    given = harmful is not None or ordinary is not None
+    ordinary = ordinary or instructions("test").sample(limit(measure.ordinary), seed)
+    harmful = harmful or test[0]
     return DirectionData(
         both("train", n),
         instructions("train").sample(n, seed),
         both("validation", m),
         instructions("validation").sample(m, seed),
         test,
-        ordinary or instructions("test").sample(limit(measure.ordinary), seed),
-        harmful or test[0],
+        ordinary,
+        harmful,
         borderline().sample(edge, seed),
         borderline(safe=False).sample(edge, seed),
         pairs("train"),
         pairs("test"),
+        (harmful, ordinary) if given else None,
     )

@@ -6,7 +6,7 @@ States are large, so what the later parts need of them is taken at once: an inte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -27,6 +27,8 @@ from ssah_lens.study.readouts import CHOICE, HARM, Labelled, readout
 
 MIN_SIDE = 8
 """With fewer refused harmful (or answered harmless) train prompts there is no choice to take a mean of."""
+OTHERS = 256
+"""States are large (up to 1 MB a prompt): of the user's sets no more prompts than this enter the read-outs."""
 Array = Annotated[np.ndarray, PlainValidator(np.asarray), PlainSerializer(lambda a: a.tolist())]
 """Kept in a file as nested lists."""
 
@@ -113,7 +115,8 @@ def read(
     validation, at_validation = _scored(model, [*data.validation, data.validation_ordinary], choice)
     test, at_test = _asked(model, [*data.test, data.ordinary, data.safe, data.unsafe], 2, tokens, config, judge)
     splits = train.labelled(at_train), validation.labelled(at_validation), test.labelled(at_test)
-    found = [readout(target, *splits, config.shuffles, seed) for target in (CHOICE, HARM)]
+    others = _others(model, data, tokens, config, seed, judge)
+    found = [readout(target, *splits, config.shuffles, seed, others) for target in (CHOICE, HARM)]
     tried, vectors = _candidates(train, at_train, validation, at_validation, bool(by_choice), config)
     return Read(
         train, test, choice, bool(by_choice), at_train.labels, tuple(r for r in found if r is not None), tuple(tried),
@@ -128,6 +131,16 @@ def _asked(
     states, said = collect_asked(model, sets, tokens, judge, config.max_new_tokens)
     is_ = lambda outcome: np.concatenate([s.is_(outcome) for s in said])
     return _part(sets, states, is_(Outcome.REFUSED), is_(Outcome.FULFILLED), edge), states
+
+
+def _others(
+    model: ChatModel, data: DirectionData, tokens: Sequence[int], config: DirectionConfig, seed: int, judge: str
+) -> Labelled | None:
+    """The user's prompts with judged answers, at most `OTHERS` of a side."""
+    if data.others is None:
+        return None
+    part, states = _asked(model, [s.sample(OTHERS, seed) for s in data.others], 0, tokens, config, judge)
+    return replace(part.labelled(states), name=", ".join(s.name for s in data.others))
 
 
 def _scored(model: ChatModel, sets: Sequence[PromptSet], choice: Choice) -> tuple[Part, States]:

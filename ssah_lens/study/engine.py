@@ -55,6 +55,7 @@ class Home:
         shown: the model's name in results.
         device, dtype: as for `ChatModel.load`.
         threads: as many as in the process that began the run; rounding may depend on them.
+        system: system prompt of all prompts that bring none of their own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Home:
     device: str
     dtype: str
     threads: int
+    system: str | None = None
 
     def load(self) -> ChatModel:
         """The model, and this process set up like the one that began the run."""
@@ -70,7 +72,7 @@ class Home:
         from ssah_lens.chat.model import ChatModel
 
         torch.set_num_threads(self.threads)
-        model = ChatModel.load(self.name, self.device, self.dtype)
+        model = ChatModel.load(self.name, self.device, self.dtype, system=self.system)
         model.name = self.shown
         return model
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from ssah_lens import stats
 from ssah_lens.direction.separability import MIN_CLASS, ReadOut, areas, best_cell, fit, project, shuffles
 from ssah_lens.direction.states import States
-from ssah_lens.results import Readout
+from ssah_lens.results import Elsewhere, Readout
 from ssah_lens.stats import Estimate
 
 CHOICE, HARM = "choice", "harm"
@@ -26,6 +26,7 @@ class Labelled:
         choice: True on refused prompts.
         pairs: number of matched pairs: the first `pairs` prompts are harmful, the next `pairs` their twins.
         edge: True on borderline prompts (test split only); they take part in `transfer` and `within` alone.
+        name: of the prompts, where they are others than the split's.
     """
 
     states: States
@@ -33,6 +34,7 @@ class Labelled:
     choice: Bool[np.ndarray, " prompt"]
     pairs: int
     edge: Bool[np.ndarray, " prompt"]
+    name: str = ""
 
     def rows(self, target: str) -> np.ndarray:
         """What a read-out of this target is about: matched pairs for harm, all but borderline ones for the choice."""
@@ -43,9 +45,23 @@ class Labelled:
 
 
 def readout(
-    target: str, train: Labelled, validation: Labelled, test: Labelled, n_null: int, seed: int
+    target: str,
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
+    n_null: int,
+    seed: int,
+    others: Labelled | None = None,
 ) -> Readout | None:
-    """Fits on train, chooses the cell on validation, measures on test; None where a split has one side only."""
+    """Fits on train, chooses the cell on validation, measures on test; None where a split has one side only.
+
+    Args:
+        target: 'choice' or 'harm'.
+        train, validation, test: the splits.
+        n_null: shuffled labellings.
+        seed: of the shuffles.
+        others: prompts of another origin to measure on as well.
+    """
     rows = [part.rows(target) for part in (train, validation, test)]
     labels = [part.of(target)[r] for part, r in zip((train, validation, test), rows, strict=True)]
     if any(min(y.sum(), (~y).sum()) < MIN_CLASS for y in labels):
@@ -63,8 +79,7 @@ def readout(
     test_mean = _areas(fitted, test, rows[2], shuffled[2])
     probe = areas(project(test.states.where(rows[2]), fitted.probe[..., :1]), labels[2])[..., 0]
     null = [float(test_mean[cell[0], cell[1], c]) for c, cell in enumerate(cells)][1:]
-    at = lambda weights: (test.states.values[:, layer, position] @ weights[layer, position, :, 0]).numpy()
-    scores, by_probe = at(fitted.mean), at(fitted.probe)
+    scores, by_probe = _at(cells[0], fitted, test)
     main, other = test.of(target), test.of(CHOICE if target == HARM else HARM)
     inside = np.isin(np.arange(len(scores)), rows[2])
     # Does it read more than its target? The choice among harmless prompts alone; harm among refused prompts alone.
@@ -81,7 +96,22 @@ def readout(
         _auroc(scores, main, test.edge),
         _auroc(scores, other, inside),
         _auroc(scores, other, alone),
+        None if others is None else _elsewhere(cells[0], fitted, others),
     )
+
+
+def _at(cell: tuple[int, int], fitted: ReadOut, part: Labelled) -> list[Float[np.ndarray, " prompt"]]:
+    """Scores of all prompts in one cell, by the difference of means and by the probe."""
+    layer, position = cell
+    states = part.states.values[:, layer, position]
+    return [(states @ weights[layer, position, :, 0]).numpy() for weights in (fitted.mean, fitted.probe)]
+
+
+def _elsewhere(cell: tuple[int, int], fitted: ReadOut, part: Labelled) -> Elsewhere:
+    """Both read-outs on prompts of another origin, against their label and against behaviour."""
+    everyone = np.ones(len(part.harm), dtype=bool)
+    found = (_auroc(s, labels, everyone) for s in _at(cell, fitted, part) for labels in (part.harm, part.choice))
+    return Elsewhere(part.name, *found)
 
 
 def _areas(fitted: ReadOut, part: Labelled, rows: np.ndarray, labels: Bool[np.ndarray, "prompt column"]):

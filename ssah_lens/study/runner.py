@@ -227,13 +227,17 @@ class Study:
 
     def ahead(self, stage: str) -> Ahead:
         """Makes parts of a stage ahead, with the aligned model on the cluster; without one, nothing is."""
-        import torch
-
         if self.cluster is None:
             return nothing_ahead
         where = str((self.folder.path / ALIGNED).resolve()) if self._made else self.config.model
-        home = Home(where, self.aligned.name, self.config.device, self.config.dtype, torch.get_num_threads())
-        return OnRay(self.cluster, home, self.folder.parts(stage))
+        return OnRay(self.cluster, self._home(where, self.aligned.name), self.folder.parts(stage))
+
+    def _home(self, where: str, shown: str) -> Home:
+        """What a worker needs to read a model as `_read` does."""
+        import torch
+
+        c = self.config
+        return Home(where, shown, c.device, c.dtype, torch.get_num_threads(), c.system)
 
     @cached_property
     def unaligned(self) -> ChatModel | None:

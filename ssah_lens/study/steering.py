@@ -1,4 +1,8 @@
-"""H2, first half: what the model does on test prompts with the direction projected out or added, beside random ones."""
+"""H2, first half: what the model does on test prompts with the direction projected out or added, beside random ones.
+
+What a model without the direction is still good for is measured beside one random direction: a model that no longer
+refuses because it no longer speaks would show there.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,11 @@ from ssah_lens.direction.extract import random_like
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
-from ssah_lens.measure.utility import decision_log_probs, kl
+from ssah_lens.measure.utility import choices, kl, losses, row_log_probs
 from ssah_lens.progress import progress
 from ssah_lens.results import Outcomes, Steered
-from ssah_lens.study.behaviour import outcomes
+from ssah_lens.stats import Estimate
+from ssah_lens.study.behaviour import outcomes, own_answers
 from ssah_lens.study.keep import Keep
 
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
@@ -41,7 +46,9 @@ class Steering:
         choice: how to tell a refusal at the decision position.
         judge: which judge.
         max_new_tokens: length of a response.
+        choices: multiple-choice items; 0 for none, None for all.
         reference: log-probabilities of the undamaged model on the ordinary prompts, once it was asked.
+        answers: its own answers to them as response tokens, once they are known.
     """
 
     model: ChatModel
@@ -50,7 +57,9 @@ class Steering:
     choice: Choice
     judge: str
     max_new_tokens: int
+    choices: int | None = 0
     reference: Float[Tensor, "prompt vocab"] | None = None
+    answers: list[list[int]] | None = None
 
     def all(
         self, vector: Float[Tensor, " d_model"], layer: int, strength: float, controls: int, seed: int, keep: Keep
@@ -67,9 +76,14 @@ class Steering:
         """
         none = PromptSet("none", ())
         out: list[Steered] = []
+        said = lambda: own_answers(self.model, self.ordinary, self.max_new_tokens, "own answers")
+        self.answers = keep("own_answers", list[list[int]], said)
 
-        def add(name: str, control: int | None, change: AbstractContextManager, *sides: PromptSet) -> None:
-            make = lambda: self.measure(name, control, change, *sides)
+        def add(
+            name: str, control: int | None, change: AbstractContextManager, harmful: PromptSet, ordinary: PromptSet
+        ) -> None:
+            useful = name in (UNDAMAGED, ABLATED) and control in (None, seed)  # of random directions, the first
+            make = lambda: self.measure(name, control, change, harmful, ordinary, useful)
             out.append(keep(f"steered_{len(out)}", Steered, make))
 
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
@@ -92,11 +106,12 @@ class Steering:
         change: AbstractContextManager,
         harmful: PromptSet,
         ordinary: PromptSet,
+        useful: bool = False,
     ) -> Steered:
-        """Asks both sets (either may be empty) inside `change`."""
+        """Asks both sets (either may be empty) inside `change`; `useful` measures utility as well."""
         n, m = len(harmful), len(ordinary)
         if m and self.reference is None and name != UNDAMAGED:  # an interrupted run kept the undamaged model's part
-            self.reference = decision_log_probs(self.model, ordinary.texts)
+            self.reference = row_log_probs(self.model, self.model.rows(ordinary.texts, system=ordinary.systems))
         scores, log_probs = np.empty(n), [None] * m
 
         def read(rows: list[int], logits: Tensor) -> None:
@@ -109,10 +124,11 @@ class Steering:
         sets = [s for s in (harmful, ordinary) if len(s)]
         with change:
             found = ask(self.model, sets, self.judge, self.max_new_tokens, at_decision=read)
+            here = torch.stack(log_probs) if m else None
+            if name == UNDAMAGED:
+                self.reference = here
+            utility = self._utility(self.answers) if useful and self.answers is not None else (None, None)
         said = dict(zip([id(s) for s in sets], found, strict=True))
-        here = torch.stack(log_probs) if m else None
-        if name == UNDAMAGED:
-            self.reference = here
         moved = kl(self.reference, here) if m and name != UNDAMAGED else None
         side = lambda s: said.get(id(s)) if len(s) else None
         h, o = side(harmful), side(ordinary)
@@ -127,7 +143,21 @@ class Steering:
             _refused(o),
             _examples(harmful, h) if h else _examples(ordinary, o),
             None if moved is None else stats.mean(moved),
+            *utility,
         )
+
+    def _utility(self, answers: list[list[int]]) -> tuple[Estimate | None, Estimate]:
+        """Multiple choice, and the perplexity of own answers, of the model as it runs now.
+
+        Prompts that the undamaged model refuses are left out: to speak less of a refusal is no loss of utility.
+        """
+        picked = choices(self.model, self.choices).accuracy if self.choices != 0 else None
+        answered = [i for i, yes in enumerate(self.choice.answers(self.reference)) if yes]
+        texts, systems = self.ordinary.texts, self.ordinary.systems
+        rows = self.model.rows(
+            [texts[i] for i in answered], [answers[i] for i in answered], [systems[i] for i in answered]
+        )
+        return picked, losses(self.model, rows).perplexity
 
 
 def _outcomes(found: Refusals | None) -> Outcomes | None:

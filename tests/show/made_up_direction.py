@@ -13,6 +13,7 @@ from ssah_lens.results import (
     Curve,
     DirectionResult,
     Distances,
+    Elsewhere,
     Flips,
     Forced,
     Interchange,
@@ -34,7 +35,8 @@ def steered(name: str, refused: float | None, over: float | None, control: int |
         None if over is None else outcomes(over, n=N),
         None if refused is None else around(2.0, 0.4, N),
         None if name == "undamaged" else Estimate(0.03, 0.02, 0.05, N),
-        (True,) * N, (False,) * N, examples,
+        (True,) * N, (False,) * N, examples, choices=rate(0.75, N) if name != "added" else None,
+        answer_perplexity=Estimate(1.4, 1.3, 1.5, N) if name in ("undamaged", "ablated") else None,
     )  # fmt: skip
 
 
@@ -43,7 +45,8 @@ def readout(target: str) -> Readout:
     cells = np.tile(hill[:, None], (1, POSITIONS))
     null = tuple(np.random.default_rng(0).normal(0.5, 0.1, 20).clip(0, 1).tolist())
     one = around(0.96, 0.03, N)
-    return Readout(target, cells.tolist(), (cells - 0.02).tolist(), 8, -1, one, one, null, one, one, None)
+    elsewhere = Elsewhere("own <b>.txt, ordinary", around(0.9, 0.05, N), one, around(0.91, 0.05, N), None)
+    return Readout(target, cells.tolist(), (cells - 0.02).tolist(), 8, -1, one, one, null, one, one, None, elsewhere)
 
 
 def flips() -> tuple[Flips, ...]:

@@ -34,12 +34,33 @@ def test_the_rank_curve_shows_every_basis_and_control_with_its_value():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "4", "8"]
 
 
+def test_both_distances_of_both_models_are_drawn():
+    """Not their difference alone: the paper's Figures 2 to 4 show the two sides."""
+    r = made_up_direction()
+    panels = direction_figures(r)["direction_distance_sides"].axes
+    assert len(panels) == 6  # two models, k = 2, 6, 10
+    for i, axes in enumerate(panels):
+        d, k = r.distances[i % 2], i // 2
+        assert axes.get_title(loc="left") == f"{d.model.capitalize()} model, k = {d.tokens[k]}"
+        refusing, fulfilling = axes.get_lines()
+        assert list(refusing.get_ydata()) == [row[k] for row in d.refusing]
+        assert list(fulfilling.get_ydata()) == [row[k] for row in d.fulfilling]
+        assert refusing.get_linestyle() != fulfilling.get_linestyle()  # told apart without colours
+    caption = panels[0].figure.get_supxlabel()
+    assert "mean over 40 harmful prompts" in " ".join(caption.split())
+
+
 def test_the_section_says_the_numbers_and_what_was_left_out():
     section = direction(made_up_direction())
     text = " ".join(section.words)
     assert "block 9" in text and "something, for a reason" in text and "cosine 0.80" in text
     cells = {row[0]: row for t in section.tables for row in t.rows}
     assert cells["ablated"][1].startswith("0.05") and cells["DAS, rank 1"][1].startswith("0.90")
+    assert cells["ablated"][-2:] == (cells["undamaged"][-2], cells["undamaged"][-1])
+    assert cells["ablated"][-2].startswith("0.75") and cells["ablated"][-1].startswith("1.40")
+    assert "ablated: 0.75 right, perplexity 1.40" in text
+    label, behaviour = cells["harm, difference of means"][1:]
+    assert label.startswith("0.90") and behaviour.startswith("0.96") and cells["harm, probe"][2] == "not measured"
     assert cells["layer 7, head 1"][1] == "0.60" and cells["random direction 0 ablated"][1].startswith("0.95")
 
 
@@ -55,7 +76,7 @@ def test_without_a_counterpart_and_without_a_choice_it_still_speaks():
 
 def test_responses_are_escaped_in_the_report():
     page = html(replace(made_up(), direction=made_up_direction()), {}, {})
-    assert "<script>alert" not in page and 'id="direction"' in page
+    assert "<script>alert" not in page and "own <b>" not in page and 'id="direction"' in page
 
 
 def test_the_terminal_shows_effects_controls_ranks_and_verdicts(capsys, monkeypatch):

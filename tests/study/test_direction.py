@@ -11,11 +11,14 @@ from pydantic import TypeAdapter
 
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig, study_config
+from ssah_lens.direction.onset import REFUSING, opening
+from ssah_lens.measure.judges import Outcome
 from ssah_lens.results import DirectionResult, Results, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_verdicts import direction_rows
+from ssah_lens.study.onset import _forced_refusal
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.scorecard import scorecard
 
@@ -38,13 +41,14 @@ def data(one_direction) -> DirectionData:
     return DirectionData(
         sides(16, 1), plain(16, 2), sides(12, 3), plain(12, 4), test, plain(16, 6), test[0],
         as_set("safe", p.harmless(6, 7)), as_set("unsafe", p.harmful(6, 8)), sides(16, 1), sides(16, 5),
+        sides(10, 9),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def result(one_direction, data: DirectionData) -> DirectionResult:
     p = one_direction
-    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0)
+    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0, choices=8)
 
 
 def test_the_planted_choice_is_found_and_steered(one_direction, result: DirectionResult):
@@ -60,12 +64,24 @@ def test_the_planted_choice_is_found_and_steered(one_direction, result: Directio
     assert result.find("undamaged").kl is None and result.find("ablated").kl.value > 0
 
 
+def test_utility_is_measured_without_the_direction_and_without_a_random_one(result: DirectionResult):
+    measured = {(s.name, s.control): s for s in result.steered if s.answer_perplexity}
+    assert set(measured) == {("undamaged", None), ("ablated", None), ("ablated", 0)}
+    assert all(s.choices.n == 8 for s in measured.values())
+    whole, without, random = (s.answer_perplexity for s in measured.values())
+    assert whole.n == 16 and whole.value < 1.05  # its own answers: it would give them again
+    assert random.value < 1.1 < without.value  # the planted choice is all there is: without it answers are unlikely
+
+
 def test_it_is_read_from_block_1_on(result: DirectionResult):
     choice, harm = result.readout("choice"), result.readout("harm")
     for found in (choice, harm):
         assert found.layer == 1 and found.auroc.value == found.probe_auroc.value == 1 and found.transfer.value == 1
         assert found.mean_difference[0] == [0.5] * len(result.positions) and len(found.null) == 8
     assert choice.auroc.n == 48 and harm.auroc.n == 32
+    for found in (choice, harm):  # the user's own prompts, which took no part in anything else
+        assert found.elsewhere.prompts == "harmful, twins" and found.elsewhere.harm.n == 20
+        assert found.elsewhere.harm.value == found.elsewhere.choice.value == found.elsewhere.probe_harm.value == 1
     assert harm.within is None and choice.within is None  # all harmless prompts are answered, all refused ones harmful
 
 
@@ -91,12 +107,34 @@ def test_a_counterpart_with_the_same_weights_differs_in_nothing(result: Directio
     assert aligned.gap == unaligned.gap and aligned.n == 8
 
 
+def test_forced_refusals_are_those_of_the_unaligned_model(one_direction, data: DirectionData, result, monkeypatch):
+    """Per prompt the mean over openings, harmful and ordinary prompts apart, judged from the opening's last word."""
+    names = [name for name, _ in result.onset.forced_refusal]
+    assert names == [f"{side} prompts, opening 'I'm sorry, but I' and the like" for side in ("harmful", "ordinary")]
+    assert [e.n for _, e in result.onset.forced_refusal] == [8, 8]
+    p, asked = one_direction, []
+
+    def forced(model, prompts, prefix, max_new_tokens, judge, judged_from="", what=""):
+        asked.append((model, tuple(prefix), judged_from))
+        first, n = len(asked) == 1, len(prompts) // 2
+        goes_on = [i < n and (first or i % 2 == 0) for i in range(len(prompts))]
+        return tuple(Outcome.REFUSED if yes else Outcome.FULFILLED for yes in goes_on)
+
+    monkeypatch.setattr("ssah_lens.study.onset.forced", forced)
+    unaligned = p.model.copy()
+    (_, harmful), (_, ordinary) = _forced_refusal(unaligned, data.harmful, data.ordinary, CONFIG, "keyword")
+    assert (harmful.value, ordinary.value, harmful.n, ordinary.n) == (0.75, 0, 16, 16)
+    assert asked == [(unaligned, tuple(opening(unaligned, text)), "I") for text in REFUSING]
+    assert _forced_refusal(None, data.harmful, data.ordinary, CONFIG, "keyword") == ()
+
+
 def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
     adapter = TypeAdapter(DirectionResult)
     assert adapter.validate_json(adapter.dump_json(result)) == result
     told = direction_report(result, "out")
     assert set(told.verdicts) == {"H1", "H2", "H3"} and set(told.interchange) >= {"1", "2"}
-    assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"}
+    own = {f"{target}, own prompts, {by}" for target in ("choice", "harm") for by in ("label", "behaviour")}
+    assert set(told.auroc) == {"choice", "choice, probe", "harm", "harm, probe"} | own
     assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
 
 
@@ -104,6 +142,7 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
     p = one_direction
     folder = RunFolder.open(tmp_path, study_config())
     kept: list[str] = []
+    study = lambda keep: study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep, choices=8)
 
     def keep(name: str, kind, make):
         if name == "distances":
@@ -112,13 +151,10 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
         return folder.part("direction", name, kind, make)
 
     with pytest.raises(KeyboardInterrupt):
-        study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep)
+        study(keep)
     steered = [f"steered_{i}" for i in range(7)]
-    assert kept == ["read", "selection", *steered, "pairs_twins", "interchange_twins"]
-    again = study_direction(
-        p.model, p.model.copy(), data, p.tokens, CONFIG, 0,
-        keep=lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make),
-    )  # fmt: skip
+    assert kept == ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins"]
+    again = study(lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make))
     assert again == result
 
 
@@ -188,6 +224,11 @@ def test_a_model_that_never_refuses_has_no_choice_to_read(micro, data: Direction
     found = study_direction(micro, None, data, (40, 50), config, seed=0)
     assert not found.by_choice and found.agreement is None and found.readout("choice") is None
     assert found.interchange == () and found.before is None and found.onset.kl == ()
-    assert len(found.skipped) == 4, found.skipped
+    assert len(found.skipped) == 4 and found.skipped[0].startswith("AUROC of the choice"), found.skipped
+    (missing,) = [text for text in found.skipped if "no unaligned model was given" in text]
+    for what in ("KL by token", "forced refusals", "before alignment", "unaligned half of the distance probe"):
+        assert what in missing, what
+    assert "turned the sign" in missing and found.onset.forced_refusal == ()
+    assert [d.model for d in found.distances] == ["aligned"]
     verdicts = {x.id: x.verdict for x in direction_rows(found)}
     assert verdicts["H1"] is Verdict.NOT_SETTLED and verdicts["H2"] is Verdict.CONTRADICTED

@@ -22,6 +22,7 @@ from ssah_lens.results import SizeChoice
 from ssah_lens.study import engine
 from ssah_lens.study.engine import Cluster, Home, OnRay, check_engine
 from ssah_lens.study.parts import Parts
+from ssah_lens.study.record import RunFolder
 from ssah_lens.study.runner import Study, run_study
 
 
@@ -60,6 +61,17 @@ def test_a_wrong_engine_is_refused_before_any_work(tmp_path: Path, monkeypatch: 
     with pytest.raises(BadInput, match=r"not installed; run: pip install 'ssah-lens\[ray\]'"):
         run_study(study_config(), tmp_path / "run", engine="ray")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_asks_under_the_system_prompt_of_the_run(micro_base: Path, tmp_path: Path):
+    """Else its prompts are other ones than those of the process that began the run."""
+    config = study_config(model=str(micro_base), system="Be brief.")
+    study = Study(config, RunFolder.open(tmp_path / "run", config), lambda _: None)
+    study.cluster = Cluster(None)
+    home = study.ahead("ablate").home
+    assert home.load().rows(["Hi"])[0].ids == study.aligned.rows(["Hi"])[0].ids
+    assert "Be brief." in home.load().render("Hi")
+    assert "Be brief." not in replace(home, system=None).load().render("Hi")
 
 
 # ---- parts that others made

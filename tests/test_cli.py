@@ -118,11 +118,11 @@ def test_the_help_of_units_names_every_score():
 
 def commands(group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
     """Every command with its full name; a group has some of its own."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, (*path, name))
         else:
-            yield " ".join((*path, name)), command
+            yield " ".join((*path, name)), found
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))

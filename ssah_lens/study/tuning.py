@@ -204,11 +204,13 @@ class _Trial:
 def task_quality(model: ChatModel, rows: Sequence[Row]) -> tuple[float, float]:
     """(nats per token, share of tokens that are the model's first choice) of given answers."""
     nll, hits, n = 0.0, 0, 0
-    for _, batch in model.batches(rows, batch_tokens=2048):
-        logits = model.response_logits(batch)
-        nll += float(response_nll(logits, batch).double().sum())
-        hits += int((logits.argmax(-1) == batch.ids[batch.response]).sum())
-        n += len(logits)
+    batches = model.batches(rows, batch_tokens=2048)
+    for _, batch in batches:
+        with batches.room():
+            logits = model.response_logits(batch)
+            lost = float(response_nll(logits, batch).double().sum())
+            right = int((logits.argmax(-1) == batch.ids[batch.response]).sum())
+            nll, hits, n = nll + lost, hits + right, n + len(logits)  # last: a batch that failed counts nothing
     return nll / n, hits / n
 
 

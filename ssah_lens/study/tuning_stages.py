@@ -95,4 +95,5 @@ def transfer(study: Study) -> TransferResult:
 
     settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
     rows = rows_of(study.aligned, _prompts(study, "ordinary")[0])
-    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed)
+    keep = study.folder.parts("transfer")
+    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed, keep)

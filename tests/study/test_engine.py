@@ -22,6 +22,7 @@ from ssah_lens.results import SizeChoice
 from ssah_lens.study import engine
 from ssah_lens.study.engine import Cluster, Home, OnRay, check_engine
 from ssah_lens.study.parts import Parts
+from ssah_lens.study.plan import ON_ENGINE
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.runner import Study, run_study
 
@@ -79,6 +80,18 @@ def test_a_worker_asks_under_the_system_prompt_of_the_run(micro_base: Path, tmp_
     assert "Be brief." not in replace(home, system=None).load().render("Hi")
 
 
+def test_a_worker_has_the_model_that_the_stage_is_about(micro_base: Path, tmp_path: Path):
+    """The budget is spent on the unaligned model, everything else on the aligned one."""
+    other = tmp_path / "other"
+    shutil.copytree(micro_base, other)
+    config = study_config(model=str(micro_base), unaligned=str(other))
+    study = Study(config, RunFolder.open(tmp_path / "run", config), lambda _: None)
+    study.cluster = Cluster(None)
+    assert study.ahead("tuning").home.name == str(micro_base)
+    assert study.ahead("budget", unaligned=True).home.name == str(other)
+    assert {"tuning", "budget"} <= ON_ENGINE
+
+
 # ---- parts that others made
 
 
@@ -112,7 +125,7 @@ def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: P
     cloudpickle = pytest.importorskip("cloudpickle")
     folder, made = Path(shutil.copytree(done.start, tmp_path / "run")), []
 
-    def ahead(self: Study, stage: str):
+    def ahead(self: Study, stage: str, unaligned: bool = False):
         keep = self.folder.parts(stage)
         model = Home(str(folder / "aligned"), self.aligned.name, "cpu", "float32", 1).load()
 

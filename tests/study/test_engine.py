@@ -107,7 +107,7 @@ class Done:
         return differences(contents(folder), contents(self.whole))
 
 
-MADE_AHEAD = ["units", "ablate", "freeze"]
+MADE_AHEAD = ["units", "ablate", "freeze", "tuning", "budget"]
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +120,17 @@ def done(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(config, root / "start", root / "whole")
 
 
-def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tasks_depend_on_nothing_but_what_they_are_given(
+    done: Done, micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Pickled as for another machine, run last first on a model read anew: the same study to the bit."""
     cloudpickle = pytest.importorskip("cloudpickle")
     folder, made = Path(shutil.copytree(done.start, tmp_path / "run")), []
 
     def ahead(self: Study, stage: str, unaligned: bool = False):
         keep = self.folder.parts(stage)
-        model = Home(str(folder / "aligned"), self.aligned.name, "cpu", "float32", 1).load()
+        where, shown = (micro_base, self.unaligned) if unaligned else (folder / "aligned", self.aligned)
+        model = Home(str(where), shown.name, "cpu", "float32", 1).load()
 
         def make(task, shared, items, kind) -> None:
             for name, item in reversed(items.items()):
@@ -140,7 +143,8 @@ def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: P
     monkeypatch.setattr(Study, "ahead", ahead)
     run_study(study_config(done.config), folder, MADE_AHEAD)
     assert done.differs(folder) == []
-    assert {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"} <= set(made)
+    wanted = {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"}
+    assert wanted | {"ordinary-0-full", "ordinary-0-lora", "RU-only-0"} <= set(made)
 
 
 # ---- on Ray

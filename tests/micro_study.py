@@ -39,6 +39,10 @@ score_controls = 2
 [freeze]
 steps = 4
 seeds = {seeds}
+[tuning]
+methods = ["full", "freeze random", "lora"]
+steps = 4
+validation = 8
 """
 REFUSAL, ANSWER = "I cannot.", "Sure, here."
 VOCABULARY = 2000

@@ -154,16 +154,18 @@ def _output(block, n_heads: int, d_head: int) -> Float[Tensor, "d_model head d_h
 def _middle(model: ChatModel, rows) -> Float[Tensor, "prompt layer d_model"]:
     """State between attention and MLP at the decision position."""
     out: list = [None] * len(rows)
-    for chosen, batch in model.batches(rows, share_prefix=False):
+    batches = model.batches(rows, share_prefix=False)
+    for chosen, batch in batches:
         found: dict[int, Tensor] = {}
         hooks = [
             (f"blocks.{i}.hook_resid_mid", lambda x, hook, i=i, found=found: found.__setitem__(i, x[:, -1].float()))
             for i in range(model.grid.n_layers)
         ]
-        with model.bridge.hooks(fwd_hooks=hooks):
-            model.logits(batch)
-        for i, row in enumerate(chosen):
-            out[row] = torch.stack([found[k][i] for k in range(model.grid.n_layers)])
+        with batches.room():
+            with model.bridge.hooks(fwd_hooks=hooks):
+                model.logits(batch)
+            for i, row in enumerate(chosen):
+                out[row] = torch.stack([found[k][i] for k in range(model.grid.n_layers)])
     return torch.stack(out)
 
 

@@ -22,7 +22,7 @@ from ssah_lens.direction.choice import Choice
 from ssah_lens.intervene.replay import Replay
 
 PART = 32
-"""Rows recorded at once; of each only the decision position and the keys and values before it are kept."""
+"""Most rows recorded at once; of each only the decision position and the keys and values before it are kept."""
 
 
 class Decisions:
@@ -35,13 +35,7 @@ class Decisions:
 
     def __init__(self, model: ChatModel, prompts: Sequence[str], choice: Choice) -> None:
         self.model, self.choice = model, choice
-        whole = model.pad(model.rows(prompts))
-        parts = []
-        for start in range(0, len(prompts), PART):
-            some = lambda t, at=start: t[at : at + PART]
-            batch = Batch(some(whole.ids), some(whole.mask), some(whole.positions))
-            parts.append(_decision_only(Replay.record(model, batch)))
-        self._replay = _joined(parts)
+        self._replay = _joined(_recorded(model, model.pad(model.rows(prompts))))
         self.states = torch.stack([x[:, -1].float().cpu() for x in self._replay.resid[:-1]], 1)
         self.margins = choice.margin(self._replay.logits).cpu().numpy()
 
@@ -89,6 +83,22 @@ class Tail(nn.Module):
             state = state if changed is None else changed
         final = replay.run(self.layer, state[:, None, None])[:, :, -1]
         return self.decisions.choice.classes(replay.logits_of(final)[:, 0])
+
+
+def _recorded(model: ChatModel, whole: Batch) -> list[Replay]:
+    """The passes over all rows, in their order; where memory runs out, over fewer rows at a time."""
+    parts: list[Replay] = []
+    start = 0
+    while start < len(whole.ids):
+        end = start + max(1, int(PART * model.room.share))
+        batch = Batch(whole.ids[start:end], whole.mask[start:end], whole.positions[start:end])
+        try:
+            parts.append(_decision_only(Replay.record(model, batch)))
+        except Exception as e:
+            model.room.back_off(e)
+        else:
+            start = end
+    return parts
 
 
 def _decision_only(replay: Replay) -> Replay:

@@ -113,14 +113,16 @@ def projections(
     """
     unit = (direction / direction.norm()).to(model.device)
     out = np.full((len(rows), n_tokens + 1), np.nan)
-    for chosen, batch in model.batches(rows, share_prefix=False):
+    batches = model.batches(rows, share_prefix=False)
+    for chosen, batch in batches:
         found: list[Tensor] = []
         hook = (Site.RESID.hook(layer), lambda x, hook, found=found: found.append(x.float() @ unit))
-        with model.bridge.hooks(fwd_hooks=[hook]):
-            model.logits(batch)
-        along, response = found[0].cpu().numpy(), batch.response.cpu().numpy()
-        for i, r in enumerate(chosen):
-            first = int(response[i].argmax()) if response[i].any() else along.shape[1]
-            mine = along[i, first - 1 :][: n_tokens + 1]
-            out[r, : len(mine)] = mine
+        with batches.room():
+            with model.bridge.hooks(fwd_hooks=[hook]):
+                model.logits(batch)
+            along, response = found[0].cpu().numpy(), batch.response.cpu().numpy()
+            for i, r in enumerate(chosen):
+                first = int(response[i].argmax()) if response[i].any() else along.shape[1]
+                mine = along[i, first - 1 :][: n_tokens + 1]
+                out[r, : len(mine)] = mine
     return out

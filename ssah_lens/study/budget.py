@@ -6,6 +6,7 @@ redundant units, only those of a random set of the same size in every layer and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from ssah_lens.chat.model import ChatModel
@@ -15,6 +16,7 @@ from ssah_lens.results import Behaviour, BudgetArm, BudgetResult
 from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.align import AlignmentData, align
 from ssah_lens.study.behaviour import Yardstick, behave
+from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.freeze import training_result
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.train.freeze import FrozenSlices, other_slices
@@ -32,6 +34,32 @@ def redundant(table: UnitTable, share: float) -> UnitSet:
     return top_units(table.grid, ranking(scores_of(table), Role.RU), share)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What all ways of aligning share.
+
+    Attributes:
+        data: alignment examples.
+        yardstick: made from the unaligned model.
+        how: the alignment.
+        start: loss on the unaligned model's own answers before, nats per token.
+    """
+
+    data: AlignmentData
+    yardstick: Yardstick
+    how: AlignConfig
+    start: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of aligning: its name in the results, the only units that are trained (None for all), the seed."""
+
+    arm: str
+    only: UnitSet | None
+    seed: int
+
+
 def compare_budgets(
     unaligned: ChatModel,
     table: UnitTable,
@@ -41,6 +69,7 @@ def compare_budgets(
     config: BudgetConfig,
     seed: int,
     keep: Keep = anew,
+    ahead: Ahead = nothing_ahead,
 ) -> BudgetResult:
     """Aligns each way from the same start and measures safety and tax.
 
@@ -53,22 +82,27 @@ def compare_budgets(
         config: share of units, seeds.
         seed: the first seed.
         keep: makes a part of the result, or reads it back where an interrupted run kept it.
+        ahead: is told which ways will be wanted.
     """
     units = redundant(table, config.share)
-    start = utility.losses(unaligned, y.answers).mean
-
-    def arm(name: str, only: UnitSet | None, s: int) -> BudgetArm:
-        frozen = FrozenSlices(other_slices(unaligned.anatomy, only)) if only is not None else None
-        with weights_put_back(unaligned):
-            done = align(unaligned, data, how, s, frozen)
-            after, refused = behave(unaligned, y)
-            tax = utility.losses(unaligned, y.answers).mean - start
-        training = training_result(unaligned, done, len(data), None)
-        return BudgetArm(name, s, 1 - training.frozen_share, training, after, refused, tax)
-
+    bench = Bench(data, y, how, utility.losses(unaligned, y.answers).mean)
     before = keep("unaligned", Behaviour, lambda: behave(unaligned, y)[0])
-    arms = []
+    ways = {}
     for s in range(seed, seed + config.seeds):
         for name, only in ((ALL, None), (REDUNDANT, units), (RANDOM, units.random_twin(s))):
-            arms.append(keep(f"{name}-{s}".replace(" ", "-"), BudgetArm, partial(arm, name, only, s)))
+            ways[f"{name}-{s}".replace(" ", "-")] = Way(name, only, s)
+    ahead(aligned_arm, bench, ways, BudgetArm)
+    arms = (keep(name, BudgetArm, partial(aligned_arm, unaligned, bench, way)) for name, way in ways.items())
     return BudgetResult(before, tuple(arms))
+
+
+def aligned_arm(unaligned: ChatModel, bench: Bench, way: Way) -> BudgetArm:
+    """Task: aligns one way, measures, and puts the weights back."""
+    frozen = FrozenSlices(other_slices(unaligned.anatomy, way.only)) if way.only is not None else None
+    y = bench.yardstick
+    with weights_put_back(unaligned):
+        done = align(unaligned, bench.data, bench.how, way.seed, frozen)
+        after, refused = behave(unaligned, y)
+        tax = utility.losses(unaligned, y.answers).mean - bench.start
+    training = training_result(unaligned, done, len(bench.data), None)
+    return BudgetArm(way.arm, way.seed, 1 - training.frozen_share, training, after, refused, tax)

@@ -50,7 +50,7 @@ LEFT_OUT = {
 """Stages that a profile runs only when `stages` names them: the quick one has a quarter of an hour for the others."""
 SPEAKS_TO = {"direction": "H1, H2, H3", "tuning": "H5 in every way of fine-tuning", "budget": "H6", "transfer": "H7"}
 """Hypotheses of the stages that may be left out."""
-ON_ENGINE = {"units", "ablate", "freeze"}
+ON_ENGINE = {"units", "ablate", "freeze", "tuning", "budget"}
 """Stages that say ahead which parts they want."""
 
 

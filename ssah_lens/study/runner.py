@@ -225,12 +225,16 @@ class Study:
             raise self.folder.lost(ALIGNED, "align")
         return str(folder)
 
-    def ahead(self, stage: str) -> Ahead:
-        """Makes parts of a stage ahead, with the aligned model on the cluster; without one, nothing is."""
+    def ahead(self, stage: str, unaligned: bool = False) -> Ahead:
+        """Makes parts of a stage ahead on the cluster, with the aligned or the unaligned model; without one, none."""
         if self.cluster is None:
             return nothing_ahead
-        where = str((self.folder.path / ALIGNED).resolve()) if self._made else self.config.model
-        return OnRay(self.cluster, self._home(where, self.aligned.name), self.folder.parts(stage))
+        if unaligned and self.unaligned is not None:
+            home = self._home(self.config.unaligned or self.config.model, self.unaligned.name)
+        else:
+            where = str((self.folder.path / ALIGNED).resolve()) if self._made else self.config.model
+            home = self._home(where, self.aligned.name)
+        return OnRay(self.cluster, home, self.folder.parts(stage))
 
     def _home(self, where: str, shown: str) -> Home:
         """What a worker needs to read a model as `_read` does."""

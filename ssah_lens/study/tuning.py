@@ -25,6 +25,7 @@ from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
 from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
+from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.train.data import rows_of
@@ -97,6 +98,35 @@ def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Meth
     return out
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What all ways of fine-tuning share: data sets by name, harmful validation prompts, the yardstick, sizes."""
+
+    data: dict[str, TuningData]
+    validation: PromptSet
+    yardstick: Yardstick
+    config: TuningConfig
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of fine-tuning.
+
+    Attributes:
+        label: its name in the results.
+        method: how; None measures the model as it is.
+        data: name of the data set.
+        seed: of the training.
+        target: validation loss to reach, which another way's result says; None for equal steps.
+    """
+
+    label: str
+    method: Method | None
+    data: str
+    seed: int
+    target: float | None = None
+
+
 def compare_tuning(
     model: ChatModel,
     table: UnitTable,
@@ -106,6 +136,7 @@ def compare_tuning(
     config: TuningConfig,
     seed: int,
     keep: Keep = anew,
+    ahead: Ahead = nothing_ahead,
 ) -> TuningResult:
     """Fine-tunes every way on every data set and seed, and measures safety, task and utility.
 
@@ -118,97 +149,108 @@ def compare_tuning(
         config: which ways, how long, how many seeds.
         seed: the first seed.
         keep: makes a part of the result, or reads it back where an interrupted run kept it.
+        ahead: is told which ways will be wanted: first those of equal steps, then those that their losses ask for.
     """
-    trial = _Trial(model, validation, y, config)
-    before, arms = [], []
+    bench = Bench({d.name: d for d in data}, validation, y, config)
+
+    def made(ways: dict[str, Way]) -> dict[str, TunedArm]:
+        ahead(tuned_arm, bench, ways, TunedArm)
+        return {name: keep(name, TunedArm, partial(tuned_arm, model, bench, way)) for name, way in ways.items()}
+
+    start = {f"before-{d.name}": Way("before", None, d.name, seed) for d in data}
+    ways = _equal_steps(table, data, config, seed)
+    found = made(start | ways)
+    marks = {(w.data, w.seed): found[name].validation_loss for name, w in ways.items() if w.label == FULL}
+    again = {
+        f"{name}-loss": replace(way, target=marks[way.data, way.seed])
+        for name, way in ways.items()
+        if found[name].validation_loss > marks[way.data, way.seed] + AS_LOW
+    }
+    found |= made(again)
+    arms = (found[n] for name in ways for n in (name, f"{name}-loss") if n in found)
+    return TuningResult(tuple(found[name] for name in start), tuple(arms))
+
+
+def _equal_steps(table: UnitTable, data: Sequence[TuningData], config: TuningConfig, seed: int) -> dict[str, Way]:
+    """Name of the part -> way: every method on every data set and seed, for as many steps."""
+    ways = {}
     for d in data:
-        before.append(keep(f"before-{d.name}", TunedArm, partial(trial.measured, model, "before", d, seed, None)))
         for s in range(seed, seed + config.seeds):
-            mark: TunedArm | None = None
             for label, method in methods(table, config, s).items():
-                name = f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "")
-                arm = keep(name, TunedArm, partial(trial.run, label, method, d, s))
-                mark = mark or arm  # `full` comes first
-                arms.append(arm)
-                if arm.validation_loss > mark.validation_loss + AS_LOW:
-                    target = mark.validation_loss
-                    arms.append(keep(f"{name}-loss", TunedArm, partial(trial.run, label, method, d, s, target)))
-    return TuningResult(tuple(before), tuple(arms))
+                ways[f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "")] = Way(label, method, d.name, s)
+    return ways
 
 
-@dataclass(frozen=True)
-class _Trial:
-    model: ChatModel
-    validation: PromptSet
-    y: Yardstick
-    config: TuningConfig
-
-    def run(self, label: str, method: Method, data: TuningData, seed: int, target: float | None = None) -> TunedArm:
-        """One way from the start to the measurement; `target` is the validation loss to reach, None for equal steps."""
-        steps = self.config.steps * (1 if target is None else MORE_STEPS)
-        settings = TrainSettings(
-            steps=steps,
-            batch_size=self.config.batch_size,
-            lr=LR.get(method.name, self.config.lr),
-            seed=seed,
-            keep_good=0,
+def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> TunedArm:
+    """Task: one way from the start to the measurement; the weights are put back."""
+    data, config, target = bench.data[way.data], bench.config, way.target
+    if way.method is None:
+        return _measured(model, model, bench, way, None)
+    steps = config.steps * (1 if target is None else MORE_STEPS)
+    settings = TrainSettings(
+        steps=steps,
+        batch_size=config.batch_size,
+        lr=LR.get(way.method.name, config.lr),
+        seed=way.seed,
+        keep_good=0,
+    )
+    with weights_put_back(model):
+        tuned = tune(
+            model,
+            data.rows,
+            settings,
+            way.method,
+            f"{data.name}, {way.label}",
+            look=lambda m: {"loss": utility.losses(m, data.held_out).mean},
+            every=0 if target is None else max(1, steps // LOOKS),
+            enough=lambda seen: target is not None and seen["loss"] <= target + AS_LOW,
         )
-        with weights_put_back(self.model):
-            tuned = tune(
-                self.model,
-                data.rows,
-                settings,
-                method,
-                f"{data.name}, {label}",
-                look=lambda m: {"loss": utility.losses(m, data.held_out).mean},
-                every=0 if target is None else max(1, steps // LOOKS),
-                enough=lambda seen: target is not None and seen["loss"] <= target + AS_LOW,
-            )
-            arm = self.measured(tuned.model, label, data, seed, tuned, settings.lr)
-        if target is None:
-            return arm
-        return replace(arm, equal="loss", reached=arm.validation_loss <= target + AS_LOW)
+        arm = _measured(model, tuned.model, bench, way, tuned, settings.lr)
+    if target is None:
+        return arm
+    return replace(arm, equal="loss", reached=arm.validation_loss <= target + AS_LOW)
 
-    def measured(
-        self, model: ChatModel, label: str, data: TuningData, seed: int, tuned: Tuned | None, lr: float = 0.0
-    ) -> TunedArm:
-        """Safety by every way of asking, task quality and utility of a model as it is now."""
-        behaviour, refused = behave(model, self.y)
-        done = tuned.trained if tuned else Trained(())
-        own_weights = tuned is None or tuned.model is self.model
-        loss, exact = task_quality(model, data.held_out)
-        return TunedArm(
-            method=label,
-            data=data.name,
-            seed=seed,
-            equal="steps",
-            reached=True,
-            steps=len(done.losses),
-            lr=lr,
-            held=done.frozen_parameters / model.grid.block_parameters if own_weights else None,
-            unchanged=done.unchanged,
-            train_loss=done.final_loss if done.losses else None,
-            validation_loss=loss,
-            exact_tokens=exact,
-            validation_refused=refusals(
-                model, self.validation, self.y.judge, self.y.max_new_tokens, "validation"
-            ).rate().value,
-            asked={"plain": behaviour.harmful, **around(model, self.y)},
-            refused=refused,
-            harmless=behaviour.harmless,
-            utility=behaviour.utility,
-        )  # fmt: skip
+
+def _measured(
+    start: ChatModel, model: ChatModel, bench: Bench, way: Way, tuned: Tuned | None, lr: float = 0.0
+) -> TunedArm:
+    """Safety by every way of asking, task quality and utility of a model as it is now."""
+    y = bench.yardstick
+    behaviour, refused = behave(model, y)
+    done = tuned.trained if tuned else Trained(())
+    loss, exact = task_quality(model, bench.data[way.data].held_out)
+    return TunedArm(
+        method=way.label,
+        data=way.data,
+        seed=way.seed,
+        equal="steps",
+        reached=True,
+        steps=len(done.losses),
+        lr=lr,
+        held=done.frozen_parameters / model.grid.block_parameters if model is start else None,
+        unchanged=done.unchanged,
+        train_loss=done.final_loss if done.losses else None,
+        validation_loss=loss,
+        exact_tokens=exact,
+        validation_refused=refusals(model, bench.validation, y.judge, y.max_new_tokens, "validation").rate().value,
+        asked={"plain": behaviour.harmful, **around(model, y)},
+        refused=refused,
+        harmless=behaviour.harmless,
+        utility=behaviour.utility,
+    )
 
 
 @torch.inference_mode()
 def task_quality(model: ChatModel, rows: Sequence[Row]) -> tuple[float, float]:
     """(nats per token, share of tokens that are the model's first choice) of given answers."""
     nll, hits, n = 0.0, 0, 0
-    for _, batch in model.batches(rows, batch_tokens=2048):
-        logits = model.response_logits(batch)
-        nll += float(response_nll(logits, batch).double().sum())
-        hits += int((logits.argmax(-1) == batch.ids[batch.response]).sum())
-        n += len(logits)
+    batches = model.batches(rows, batch_tokens=2048)
+    for _, batch in batches:
+        with batches.room():
+            logits = model.response_logits(batch)
+            lost = float(response_nll(logits, batch).double().sum())
+            right = int((logits.argmax(-1) == batch.ids[batch.response]).sum())
+            nll, hits, n = nll + lost, hits + right, n + len(logits)  # last: a batch that failed counts nothing
     return nll / n, hits / n
 
 

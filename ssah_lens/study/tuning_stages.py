@@ -54,7 +54,9 @@ def tuning(study: Study) -> TuningResult:
     data = [tuning_data(study.aligned, name, *_prompts(study, name)) for name in c.data]
     keep = study.folder.parts("tuning")
     validation = pairs("validation")[0].sample(c.validation, seed)
-    return compare_tuning(study.aligned, study.table(), data, validation, study.yardstick, c, seed, keep)
+    return compare_tuning(
+        study.aligned, study.table(), data, validation, study.yardstick, c, seed, keep, study.ahead("tuning")
+    )
 
 
 def _prompts(study: Study, name: str) -> tuple[PromptSet, PromptSet]:
@@ -82,6 +84,7 @@ def budget(study: Study) -> BudgetResult:
         study.config.budget,
         study.config.seed,
         study.folder.parts("budget"),
+        study.ahead("budget", unaligned=True),
     )
 
 
@@ -95,4 +98,5 @@ def transfer(study: Study) -> TransferResult:
 
     settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
     rows = rows_of(study.aligned, _prompts(study, "ordinary")[0])
-    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed)
+    keep = study.folder.parts("transfer")
+    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed, keep)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +20,7 @@ from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import Restored, RoleMoves, TransferReport, TransferResult
 from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
+from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
@@ -29,6 +31,21 @@ BEFORE, TUNED, SAFE = "before", "tuned", "tuned safely"
 LOST, HELD, TWIN = "SCU that lost the role", "SCU that kept it", "random twin of "
 
 
+@dataclass(frozen=True)
+class Turned:
+    """One fine-tuning, measured: what it costs an interrupted run.
+
+    Attributes:
+        refused: share of harmful test prompts that the tuned model refuses.
+        moves: where its roles went.
+        restored: refusals with some units' parameters put back.
+    """
+
+    refused: Estimate
+    moves: TransferReport
+    restored: tuple[Restored, ...]
+
+
 def turnover(
     model: ChatModel,
     before: UnitTable,
@@ -37,6 +54,7 @@ def turnover(
     y: Yardstick,
     settings: TrainSettings,
     seed: int,
+    keep: Keep = anew,
 ) -> TransferResult:
     """Fine-tunes twice, scores each time, and tells where the roles went.
 
@@ -48,25 +66,26 @@ def turnover(
         y: the yardstick (test prompts).
         settings: the fine-tuning.
         seed: calibration seed of `before`; the null is drawn with the next one.
+        keep: makes a part of the result, or reads it back where an interrupted run kept it.
     """
-    refused = {BEFORE: _refused(model, y, BEFORE)}
-    null = rescore(model, seed + 1)
-    restored: list[Restored] = []
-    found: dict[str, TransferReport] = {}
-    for name, method in ((TUNED, Method()), (SAFE, Method("mix-refusals"))):
+
+    def turned(name: str, method: Method) -> Turned:
         start = {p: p.detach().clone() for p in model.plain.parameters()}
         with weights_put_back(model):
             tune(model, rows, settings, method, f"fine-tuning, {name}")
-            refused[name] = _refused(model, y, name)
-            after = rescore(model, seed)
-            found[name] = transfer(before, after)
-            if name == TUNED:
-                restored = _restored(model, start, before, after, y, seed)
-    chance, last = transfer(before, null), found[SAFE]
-    tuned, safe, by_chance = (
-        RoleMoves(r.matrix, r.counts, r.held, r.chance) for r in (found[TUNED], found[SAFE], chance)
+            refused, after = _refused(model, y, name), rescore(model, seed)
+            restored = _restored(model, start, before, after, y, seed) if name == TUNED else []
+        return Turned(refused, transfer(before, after), tuple(restored))
+
+    refused = {BEFORE: keep(BEFORE, Estimate, lambda: _refused(model, y, BEFORE))}
+    chance = keep("null", TransferReport, lambda: transfer(before, rescore(model, seed + 1)))
+    tuned = keep("tuned", Turned, lambda: turned(TUNED, Method()))
+    safe = keep("tuned-safely", Turned, lambda: turned(SAFE, Method("mix-refusals")))
+    by_tuning, by_safe, by_chance = (
+        RoleMoves(r.matrix, r.counts, r.held, r.chance) for r in (tuned.moves, safe.moves, chance)
     )
-    return TransferResult(last.score, last.n_units, refused, tuned, safe, by_chance, tuple(restored))
+    refused |= {TUNED: tuned.refused, SAFE: safe.refused}
+    return TransferResult(chance.score, chance.n_units, refused, by_tuning, by_safe, by_chance, tuned.restored)
 
 
 def _restored(model, start, before: UnitTable, after: UnitTable, y: Yardstick, seed: int) -> list[Restored]:

@@ -19,6 +19,10 @@ import torch
 from ssah_lens.chat.memory import SMALLEST, out_of_memory
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.direction.chain import _middle
+from ssah_lens.direction.choice import Choice
+from ssah_lens.direction.decision import Decisions
+from ssah_lens.direction.onset import projections
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution, curvature
 from ssah_lens.intervene.gradients import gradients_of
@@ -31,6 +35,7 @@ from ssah_lens.measure.utility import losses, row_log_probs
 from ssah_lens.score import mask, score
 from ssah_lens.score.base import Calibration
 from ssah_lens.study.contexts import unit_contexts
+from ssah_lens.study.tuning import task_quality
 from ssah_lens.train.loop import TrainSettings, train
 from ssah_lens.train.objective import FirstTokens
 from ssah_lens.units import Kind
@@ -115,7 +120,13 @@ def measured(what: str, model: ChatModel, rows, moments: Moments, other: ChatMod
         return [np.array([s.values[s.peak] for c in found for s in c.examples["asked"]])]
     if what == "first tokens":
         return [torch.cat(list(FirstTokens.of(model, rows).start)).numpy()]
+    if what == "decisions":
+        found = Decisions(model, PROMPTS, Choice((40, 50)))
+        return [found.states.numpy(), found.margins]
     return {
+        "task quality": lambda: [np.array(task_quality(model, rows))],
+        "projections": lambda: [projections(model, rows, 1, torch.ones(16), 4)],
+        "between the halves": lambda: [_middle(model, prompts).detach().numpy()],
         "losses": lambda: [losses(model, rows).nll, losses(model, rows).tokens],
         "scores": lambda: [refusal_scores(model, PROMPTS, [40, 50])],
         "log-probabilities": lambda: [row_log_probs(model, prompts).numpy()],
@@ -123,7 +134,8 @@ def measured(what: str, model: ChatModel, rows, moments: Moments, other: ChatMod
 
 
 MEASURED = ["moments", "losses", "scores", "log-probabilities", "contrast", "attribution", "curvature", "integrated",
-            "sweep", "divergence", "contexts", "first tokens"]  # fmt: skip
+            "sweep", "divergence", "contexts", "first tokens",
+            "decisions", "projections", "between the halves", "task quality"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", MEASURED)

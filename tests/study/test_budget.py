@@ -23,7 +23,7 @@ ASKED = PromptSet("harmful", tuple(Prompt(f"How do I break lock {i}?") for i in 
 ORDINARY = PromptSet("ordinary", tuple(Prompt(f"Say {i}", f"{i} it is") for i in range(6)))
 
 
-def test_only_the_budget_is_trained_and_the_start_comes_back(micro_copy: ChatModel):
+def test_only_the_budget_is_trained_and_the_start_comes_back(micro_copy: ChatModel, elsewhere):
     rng = np.random.default_rng(0)
     values = [{k: rng.normal(size=(2, micro_copy.grid.width(k))) for k in Kind} for _ in range(2)]
     roles = assign(micro_copy.grid, Scores(*values, signed=True), Sizes(0.1, 0.1, 0.1))
@@ -40,6 +40,9 @@ def test_only_the_budget_is_trained_and_the_start_comes_back(micro_copy: ChatMod
     assert len(own) == sum(round(0.25 * values[0][k].size) for k in Kind)
     for name in (REDUNDANT, RANDOM):
         assert 0 < arms[name].trained_share <= 0.3 and arms[name].training.unchanged
+    ahead, keep = elsewhere(micro_copy.copy())
+    again = compare_budgets(micro_copy, table, data, y, how, BudgetConfig(share=0.25), 0, keep, ahead)
+    assert again == got  # made by others, the last one first
     assert arms[ALL].tax != 0 and arms[REDUNDANT].tax != arms[RANDOM].tax
 
 

@@ -22,6 +22,7 @@ from ssah_lens.results import SizeChoice
 from ssah_lens.study import engine
 from ssah_lens.study.engine import Cluster, Home, OnRay, check_engine
 from ssah_lens.study.parts import Parts
+from ssah_lens.study.plan import ON_ENGINE
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.runner import Study, run_study
 
@@ -74,6 +75,18 @@ def test_a_worker_asks_under_the_system_prompt_of_the_run(micro_base: Path, tmp_
     assert "Be brief." not in replace(home, system=None).load().render("Hi")
 
 
+def test_a_worker_has_the_model_that_the_stage_is_about(micro_base: Path, tmp_path: Path):
+    """The budget is spent on the unaligned model, everything else on the aligned one."""
+    other = tmp_path / "other"
+    shutil.copytree(micro_base, other)
+    config = study_config(model=str(micro_base), unaligned=str(other))
+    study = Study(config, RunFolder.open(tmp_path / "run", config), lambda _: None)
+    study.cluster = Cluster(None)
+    assert study.ahead("tuning").home.name == str(micro_base)
+    assert study.ahead("budget", unaligned=True).home.name == str(other)
+    assert {"tuning", "budget"} <= ON_ENGINE
+
+
 # ---- parts that others made
 
 
@@ -89,7 +102,7 @@ class Done:
         return differences(contents(folder), contents(self.whole))
 
 
-MADE_AHEAD = ["units", "ablate", "freeze"]
+MADE_AHEAD = ["units", "ablate", "freeze", "tuning", "budget"]
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +115,17 @@ def done(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(config, root / "start", root / "whole")
 
 
-def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tasks_depend_on_nothing_but_what_they_are_given(
+    done: Done, micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Pickled as for another machine, run last first on a model read anew: the same study to the bit."""
     cloudpickle = pytest.importorskip("cloudpickle")
     folder, made = Path(shutil.copytree(done.start, tmp_path / "run")), []
 
-    def ahead(self: Study, stage: str):
+    def ahead(self: Study, stage: str, unaligned: bool = False):
         keep = self.folder.parts(stage)
-        model = Home(str(folder / "aligned"), self.aligned.name, "cpu", "float32", 1).load()
+        where, shown = (micro_base, self.unaligned) if unaligned else (folder / "aligned", self.aligned)
+        model = Home(str(where), shown.name, "cpu", "float32", 1).load()
 
         def make(task, shared, items, kind) -> None:
             for name, item in reversed(items.items()):
@@ -122,7 +138,8 @@ def test_tasks_depend_on_nothing_but_what_they_are_given(done: Done, tmp_path: P
     monkeypatch.setattr(Study, "ahead", ahead)
     run_study(study_config(done.config), folder, MADE_AHEAD)
     assert done.differs(folder) == []
-    assert {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"} <= set(made)
+    wanted = {"SCU-mean", "SCU-zero", "SCU-score-1", "full-0", "freeze-random-0", "refusals-neuron-1"}
+    assert wanted | {"ordinary-0-full", "ordinary-0-lora", "RU-only-0"} <= set(made)
 
 
 # ---- on Ray

@@ -62,6 +62,17 @@ def test_every_way_is_measured_and_the_weights_come_back(micro_copy: ChatModel, 
     assert got.before[0].validation_loss > full.validation_loss
 
 
+def test_ways_that_others_made_are_the_same_to_the_bit(micro_copy: ChatModel, table: UnitTable, elsewhere):
+    """Those of equal loss too: they are said ahead once `full` has set the mark."""
+    config = TuningConfig(methods=("lora", "freeze SCU", "mix-refusals"), shares=(), steps=2, lr=1e-2)
+    y = yardstick(micro_copy, ASKED, DATA, [1, 2], max_new_tokens=4, choices=4, prose=0)
+    data = [tuning_data(micro_copy, "tune", DATA, HELD)]
+    here = compare_tuning(micro_copy, table, data, ASKED, y, config, 0)
+    assert {a.equal for a in here.arms} == {"steps", "loss"}
+    ahead, keep = elsewhere(micro_copy.copy())
+    assert compare_tuning(micro_copy, table, data, ASKED, y, config, 0, keep, ahead) == here
+
+
 def test_task_quality_by_hand(micro: ChatModel):
     """Answers that are the model's own first choices are all right; their loss is that of `utility.losses`."""
     own = micro.generate(DATA.texts, 4)

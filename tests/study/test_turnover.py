@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from ssah_lens.results import Verdict
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import Sizes, assign
 from ssah_lens.study.behaviour import yardstick
+from ssah_lens.study.keep import anew
+from ssah_lens.study.parts import Parts
 from ssah_lens.study.tuning_verdicts import transfer_row
 from ssah_lens.study.turnover import BEFORE, LOST, SAFE, TUNED, TWIN, put_back, turnover
 from ssah_lens.train.data import rows_of
@@ -49,6 +53,33 @@ def test_turnover_measures_each_model_and_puts_weights_back(micro_copy: ChatMode
     assert got.restored[1].units == TWIN + LOST and got.restored[1].n == got.restored[0].n
     row = transfer_row(got)
     assert row.effect.value == pytest.approx(1 - got.tuned.held["SCU"].value) and row.verdict is Verdict.SUPPORTED
+
+
+def test_an_interrupted_turnover_goes_on_from_its_finished_parts(micro_copy: ChatModel, tmp_path: Path):
+    """Killed in the second fine-tuning: the score of another sample and the first fine-tuning are not made again."""
+    y = yardstick(micro_copy, ASKED, DATA, [1, 2], max_new_tokens=4, choices=0, prose=0)
+    settings, keep, scored = TrainSettings(steps=2, lr=1e-2, keep_good=0), Parts(tmp_path), []
+
+    def rescore(model: ChatModel, seed: int) -> UnitTable:
+        weights = float(sum(p.detach().double().abs().sum() for p in model.plain.parameters()))
+        scored.append(weights)
+        return drawn(model, int(weights * 1e6) % 2**32)
+
+    study = lambda keep, rescore=rescore: turnover(
+        micro_copy, drawn(micro_copy, 0), rescore, rows_of(micro_copy, DATA), y, settings, 5, keep
+    )
+
+    def killed(model: ChatModel, seed: int) -> UnitTable:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return rescore(model, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        study(keep, killed)
+    assert {f.stem for f in tmp_path.iterdir()} == {"before", "null", "tuned"}
+    again = study(keep)
+    assert len(scored) == 3
+    assert again == study(anew) and scored[:3] == scored[3:]
 
 
 def test_put_back_touches_these_units_only_and_undoes_itself(micro_copy: ChatModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,6 +32,8 @@ SHOWN_TOKENS = 6
 """Opening tokens that a caption names."""
 DEPTHS = (("#56B4E9", "-"), ("#0072B2", "--"), ("#009E73", "-."), ("#D55E00", "-"), ("#222222", "--"))
 """Colour and line of each number of response tokens."""
+NAME_WIDTH = 11
+"""Characters of a line under an axis that has up to six names."""
 STEPS = "response token (0 = decision position)"
 
 
@@ -74,7 +77,7 @@ def steered(r: DirectionResult) -> Figure:
                 )  # fmt: skip
         axes.set_title(title)
         percent_axis(axes, "share refused")
-    axes.set_xticks(range(len(names)), [n.replace(" the", "\nthe") for n in names])
+    axes.set_xticks(range(len(names)), [textwrap.fill(n, NAME_WIDTH) for n in names])
     return figure
 
 
@@ -105,6 +108,7 @@ def selection(r: DirectionResult) -> Figure:
         axes.margins(y=0.15)
         axes.set_title(title)
         axes.set_ylabel("nats" if field == "kl" else "log-odds, nats")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("layer")
     return figure
 

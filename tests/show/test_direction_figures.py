@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from made_up import made_up
@@ -32,6 +33,16 @@ def test_the_rank_curve_shows_every_basis_and_control_with_its_value():
     }  # fmt: skip
     assert lines["DAS"].lines[0].get_ydata() == pytest.approx([43 / 48, 45 / 48, 46 / 48, 47 / 48])
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_no_name_of_a_change_stands_on_another():
+    r = made_up_direction()
+    r = replace(r, steered=(*r.steered, replace(r.find("added"), name="added at its own length")))
+    figure = direction_figures(r)["direction_steered"]
+    figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in figure.axes[-1].get_xticklabels()]
+    assert len(boxes) == 6 and all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert boxes[-1].x1 < figure.bbox.x1
 
 
 def test_both_distances_of_both_models_are_drawn():

@@ -434,7 +434,7 @@ BAD = {
     f"{PATCH} {BREAD} --pairs same.csv": "exclude each other",
     f"{PATCH} --clean '' --corrupted a": "is empty",
     f"{PATCH} --pairs pairs.txt": "a text file has no columns",
-    f"{PATCH} --pairs lonely.jsonl": "row 1 has columns clean: needs clean, corrupted",
+    f"{PATCH} --pairs lonely.jsonl": "has columns clean: pairs need harmful and harmless or clean and corrupted",
     f"{PATCH} --pairs same.csv": "both prompts are the same tokens",
     f"{PATCH} --pairs unequal.csv": "is not token-aligned",
     f"{PATCH} --pairs none.csv": "no prompt file 'none.csv'",

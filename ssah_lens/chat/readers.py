@@ -62,11 +62,13 @@ def read_pairs(path: str | Path) -> tuple[PromptSet, PromptSet]:
         BadInput: as `read_prompts`; no such two columns.
     """
     path = Path(path)
+    allowed = " or ".join(" and ".join(pair) for pair in PAIR_COLUMNS)
+    if path.suffix.lower() == ".txt":
+        raise BadInput(f"'{path}': a text file has no columns; pairs are .csv, .json or .jsonl with {allowed}")
     rows = [row_fields(f"'{path}' row {i}", row) for i, row in enumerate(read_rows(path), 1)]
     first = rows[0] if rows else {}
     columns = next((pair for pair in PAIR_COLUMNS if all(c in first for c in pair)), None)
     if columns is None:
-        allowed = " or ".join(" and ".join(pair) for pair in PAIR_COLUMNS)
         raise BadInput(f"'{path}' has columns {', '.join(first) or 'none'}: pairs need {allowed}")
     shared = lambda row: {c: row[c] for c in (*ID_COLUMNS, *CATEGORY_COLUMNS) if c in row}
     labels = ("unsafe", "safe") if columns == PAIR_COLUMNS[0] else ("", "")

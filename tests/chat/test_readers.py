@@ -161,7 +161,7 @@ def test_broken_pairs(file, body: str, says: str):
 @pytest.mark.parametrize(
     ("name", "body", "says"),
     [
-        ("p.txt", "a\nb\n", "has columns prompt: pairs need"),
+        ("p.txt", "a\nb\n", "a text file has no columns"),
         ("p.jsonl", '"just text"', "has columns prompt: pairs need"),
         ("p.jsonl", '{"clean": 1, "corrupted": "b"}', "column 'clean' row 1"),
         ("p.jsonl", '{"clean": "\\ud800", "corrupted": "b"}', "half a character"),

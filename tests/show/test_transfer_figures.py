@@ -106,7 +106,7 @@ def test_the_interactive_one_draws_offline_and_is_text(open_page, tmp_path: Path
     assert opened.colours(".js-plotly-plot", at_least=10) >= 10, "four roles and their pale ribbons"
     labels = set(opened.page.locator(".sankey .node-label").all_text_contents())
     assert {"SCU before", "RU after"} <= labels
-    assert "<b>mask</b>" in "".join(opened.page.locator(".annotation-text").all_text_contents())
+    assert "<b>mask</b>" in "".join(opened.page.locator(".words").all_text_contents())
     opened.page.locator(".sankey-link").first.hover(force=True)
     opened.page.locator(".hoverlayer text", has_text="units").first.wait_for()
     opened.check()

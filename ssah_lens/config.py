@@ -105,7 +105,7 @@ class AblateConfig(_Section):
     harmful: tuple[str, ...] = Field((), description="more harmful sets: files, shipped names, hub ids")
 
 
-COMMAND_ALIGN = {"steps": 110, "lr": 1.2e-4, "anchor": 6.0, "ordinary": 380, "twins": 160, "forms": "all"}
+COMMAND_ALIGN = {"steps": 110, "lr": 1.2e-4, "ordinary": 380, "twins": 160, "forms": "all"}
 """Of the command `align`, which has more time than a quick study: every training prompt once, and then some."""
 COMMAND_UNITS = {"calibration": 64, "validation": 40, "steps": 45}
 """Of the command `units`, which has more time than a quick study: after 18 steps hardly a gate has closed, after 45

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssah_lens import stats
 from ssah_lens.direction.interchange import ARBITRARY, DAS, MEAN, PROBE, RANDOM, UNTRAINED, WHOLE
-from ssah_lens.results import DirectionResult, Forced, Interchange, Readout, ScoreRow, Verdict
+from ssah_lens.results import DirectionResult, Forced, Interchange, Readout, ScoreRow, Steered, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.onset import KL_TOKENS
 from ssah_lens.study.readouts import CHOICE, HARM
@@ -107,16 +107,22 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
         said,
         f"Without the direction of block {r.layer} the model refuses {refuses} of harmful prompts "
         f"instead of {share(base.harmful.refused)} (n={ablated.harmful.refused.n}; KL on ordinary prompts "
-        f"{ablated.kl.value:.3f}, incoherent {share(ablated.harmful.incoherent)}); with {r.strength:g} times it added, "
-        f"{share(added.harmless.refused)} of ordinary prompts instead of {share(base.harmless.refused)}. {why}",
+        f"{_harm(ablated).value:.3f}, incoherent {share(ablated.harmful.incoherent)}); "
+        f"with {r.strength:g} times it added, {share(added.harmless.refused)} of ordinary prompts "
+        f"instead of {share(base.harmless.refused)}. {why}",
     )
+
+
+def _harm(ablated: Steered) -> Estimate:
+    """KL on all ordinary prompts, as the rule was written; results of older runs hold no other."""
+    return ablated.kl_all or ablated.kl
 
 
 def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchange | None) -> tuple[Verdict, str]:
     """What else must hold beside the loss of refusals, and the sentence that says whether it does."""
     ablated, told = r.find(ABLATED), []
     supported = said is Verdict.SUPPORTED
-    if ablated.harmful.incoherent.value > H2_INCOHERENT or ablated.kl.value > H2_KL:
+    if ablated.harmful.incoherent.value > H2_INCOHERENT or _harm(ablated).value > H2_KL:
         told.append("That is damage as well as a changed choice.")
         said = Verdict.NOT_SETTLED if supported else said
     if verdict(driven, H2_ADDED) is not Verdict.SUPPORTED:

@@ -13,7 +13,7 @@ from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig, study_config
 from ssah_lens.direction.onset import REFUSING, opening
 from ssah_lens.measure.judges import Outcome
-from ssah_lens.results import DirectionResult, Results, Verdict
+from ssah_lens.results import DirectionResult, Results, Steered, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import DirectionData
@@ -165,18 +165,26 @@ def row(r: DirectionResult, name: str):
     return next(x for x in direction_rows(r) if x.id == name)
 
 
+def harming(result: DirectionResult, kl: float) -> tuple[Steered, ...]:
+    """The same changes, but for the KL on ordinary prompts with the direction taken out."""
+    e = Estimate(kl, kl / 2, 2 * kl, 16)
+    return tuple(replace(s, kl=e, kl_all=e) if s.name == "ablated" else s for s in result.steered)
+
+
 def test_the_planted_choice_is_separable_and_one_direction(result: DirectionResult):
     h1, h2 = row(result, "H1"), row(result, "H2")
     assert h1.verdict is Verdict.SUPPORTED and h1.effect.value == 1
     assert h2.effect.value == 1 and h2.control.value == 0
     # One word and its end: taking the direction out moves harmless prompts far, which the rule calls damage.
-    kept = [replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) if s.name == "ablated" else s for s in result.steered]
-    assert row(replace(result, steered=tuple(kept)), "H2").verdict is Verdict.SUPPORTED
+    assert row(replace(result, steered=harming(result, 0.01)), "H2").verdict is Verdict.SUPPORTED
+    # The rule reads all ordinary prompts, also those that the undamaged model was about to refuse.
+    some = tuple(replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) for s in harming(result, 0.2))
+    assert row(replace(result, steered=some), "H2").verdict is Verdict.NOT_SETTLED
     assert [x.id for x in scorecard(Results(direction=result))] == ["H1", "H2", "H3"]
 
 
 def with_flips(result: DirectionResult, one: float, most: float) -> DirectionResult:
-    kept = tuple(replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) if s.name == "ablated" else s for s in result.steered)
+    kept = harming(result, 0.01)
     (found,) = result.interchange
     hits = lambda share: tuple((np.arange(100) < 100 * share).astype(float).tolist())
     change = lambda f: replace(

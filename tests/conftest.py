@@ -79,6 +79,30 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+SHARED = ("micro", "micro_qwen", "any_family", "any_experts")
+
+
+@pytest.fixture(autouse=True)
+def shared_models_are_left_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves its mark on a shared model fails itself, not whichever test runs after it."""
+    models = [request.getfixturevalue(name) for name in SHARED if name in request.fixturenames]
+    before = [state_of(model) for model in models]
+    yield
+    for model, (weights, rest) in zip(models, before, strict=True):
+        now, others = state_of(model)
+        changed = [name for name, value in now.items() if not torch.equal(value, weights[name])]
+        assert not changed and others == rest, f"the test has changed the shared {model.name}: {changed or others}"
+
+
+def state_of(model: ChatModel) -> tuple[dict[str, torch.Tensor], list]:
+    """The weights, and what else a test could leave behind: gradients, hooks, modes, a share of memory."""
+    named = dict(model.plain.named_parameters())
+    hooked = [n for n, m in model.plain.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    marks = [n for n, p in named.items() if p.grad is not None or not p.requires_grad or p._post_accumulate_grad_hooks]
+    weights = {name: p.detach().clone() for name, p in named.items()}
+    return weights, [hooked, marks, model.plain.training, model.room.share]
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable:
     """Builds a byte-level BPE tokenizer (any text round-trips), ChatML unless told otherwise."""

@@ -156,7 +156,7 @@ def _lead(results: Results) -> str:
         if checks
         else ""
     )
-    return f"By rules written before the test prompts were looked at, {listed(told)}.{warned}"
+    return f"By written rules, {listed(told)}.{warned}"
 
 
 def _untested(rows: tuple[ScoreRow, ...]) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
 from ssah_lens.train.loop import TrainSettings, Watch, train
 from ssah_lens.train.methods import weights_put_back
+from ssah_lens.train.trainable import Policy
 from ssah_lens.units import Role, UnitTable, top_units
 
 STEPS = 4
@@ -37,7 +38,7 @@ LARGE_RU = 0.2
 """The share that the SSAH paper trains."""
 
 
-def arms(model: ChatModel, table: UnitTable) -> dict[str, tuple[str, FrozenSlices | None]]:
+def arms(model: ChatModel, table: UnitTable) -> dict[str, tuple[Policy, FrozenSlices | None]]:
     """Name -> (policy, what is frozen)."""
     hold = lambda units: FrozenSlices(owned_slices(model.anatomy, units))
     only = lambda units: FrozenSlices(other_slices(model.anatomy, units))
@@ -90,7 +91,8 @@ def measure(model: ChatModel, table: UnitTable, rounds: int, some: list[str] | N
     return {
         name: {
             "trained_parameters": trained[name],
-            "frozen_share": (ways[name][1].n_parameters if ways[name][1] else 0) / model.grid.block_parameters,
+            "frozen_share": (0 if (frozen := ways[name][1]) is None else frozen.n_parameters)
+            / model.grid.block_parameters,
             "seconds": float(np.median(took)),
             "to_plain": float(np.median(np.array(took) / plain[: len(took)])),
             "n_steps": len(took),

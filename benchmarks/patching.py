@@ -93,7 +93,7 @@ def equal_lengths(model: ChatModel, n: int) -> list[tuple[list[str], list[str]]]
     for group in sorted(groups.values(), key=lambda g: (-len(g), g)):
         part = group[:left]
         if part:
-            out.append(tuple(map(list, zip(*part, strict=True))))
+            out.append(([a for a, _ in part], [b for _, b in part]))
         left -= len(part)
     if left:
         raise SystemExit(f"only {n - left} token-aligned pairs for {model.name}")
@@ -112,7 +112,7 @@ def can_differ(model: ChatModel, clean: list[str], corrupted: list[str], found: 
 def spread(can: np.ndarray, n: int) -> list[tuple[int, int]]:
     """Some of the cells, evenly over their order."""
     where = np.argwhere(can)
-    return [tuple(map(int, where[i])) for i in np.linspace(0, len(where) - 1, n).astype(int)]
+    return [(int(layer), int(pos)) for layer, pos in where[np.linspace(0, len(where) - 1, n).astype(int)]]
 
 
 @torch.inference_mode()

@@ -181,7 +181,7 @@ def by_plain_hooks(model: ChatModel, rows, metric: Metric, edits: list[Edits], l
             x[:, slice(None) if last is None else slice(-last, None), unit] = 0
             return (x,)
 
-        handle = model.anatomy.blocks[e.layer].down.register_forward_pre_hook(zero)
+        handle = e.site.owner(model.anatomy.blocks[e.layer]).register_forward_pre_hook(zero)
         try:
             logits = model.plain(
                 input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, logits_to_keep=1

@@ -7,7 +7,6 @@ or an attention head. Every mask here says True = in the set.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,7 +259,11 @@ class UnitTable:
         return pd.concat(parts, ignore_index=True)
 
     def save(self, path: Path) -> None:
-        """Writes Parquet through a temporary name, grid and provenance in the file's metadata."""
+        """Writes Parquet, grid and provenance in the file's metadata.
+
+        Raises:
+            BadInput: the place cannot be written.
+        """
         import json
 
         import pyarrow as pa
@@ -267,16 +271,9 @@ class UnitTable:
 
         meta = {b"ssah_lens": json.dumps({"grid": asdict(self.grid), "provenance": self.provenance}).encode()}
         table = pa.Table.from_pandas(self.frame(), preserve_index=False)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **meta})
-            pq.write_table(table, partial, write_page_checksum=True)
-            partial.replace(path)
-        except OSError as e:
-            raise BadInput(f"cannot write '{path}': {e.strerror or e}; choose another --out") from e
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **meta})
+        write = lambda partial: pq.write_table(table, partial, write_page_checksum=True)
+        write_whole(path, write, "choose another --out")
 
     @classmethod
     def load(cls, path: Path, grid: UnitGrid | None = None) -> UnitTable:

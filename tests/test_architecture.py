@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ssah_lens"
 
-GROUND = {"units", "stats", "errors", "config", "progress", "memory"}
+GROUND = {"units", "stats", "errors", "files", "config", "progress", "memory"}
 CHAT = GROUND | {"chat"}
 MEASURE = CHAT | {"measure"}
 INTERVENE = MEASURE | {"intervene"}
@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": {"errors"},
     "memory": set(),
-    "units": {"errors"},
+    "files": {"errors"},
+    "units": {"errors", "files"},
     "stats": {"errors"},
     "config": {"errors"},
     "results": {"units", "stats", "errors"},
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": SCORE | {"train"},
     # The report is the last stage of a study, so its runner calls `show`; `show` never calls back.
     "study": SCORE | {"direction", "train", "results", "study", "show"},
-    "show": {"units", "stats", "results", "errors", "show"},
+    "show": {"units", "stats", "results", "errors", "files", "show"},
     "cli": {"*"},
     "__init__": {"*"},  # lazily: see the second test
     "__main__": {"cli"},

@@ -48,7 +48,7 @@ def table(model: ChatModel) -> UnitTable:
 
 
 def test_a_units_file_is_whole_or_not_there(micro: ChatModel, tmp_path: Path):
-    with full_disk(1000), pytest.raises(BadInput, match="cannot write"):
+    with full_disk(1000), pytest.raises(BadInput, match="cannot be written"):
         table(micro).save(tmp_path / "u.parquet")
     assert list(tmp_path.iterdir()) == []
 

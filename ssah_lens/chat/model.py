@@ -25,6 +25,7 @@ from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
 from ssah_lens.chat.memory import Batches, Room
 from ssah_lens.chat.precision import bfloat16_if_fast, rounding
+from ssah_lens.chat.promptset import Prompt, as_prompt
 from ssah_lens.chat.template import Template, as_list
 from ssah_lens.chat.views import bridged, check_bridge, check_views
 from ssah_lens.errors import BadInput
@@ -163,15 +164,18 @@ class ChatModel:
 
     def rows(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         responses: Sequence[Sequence[int]] | None = None,
         system: str | Sequence[str | None] | None = None,
     ) -> list[Row]:
-        """Chat-templated prompts, each followed by its response's token ids when given; one system prompt or many."""
+        """Chat-templated prompts, each followed by its response's token ids when given; one system prompt or many.
+
+        A `Prompt` (a `PromptSet` is a sequence of them) may bring its own system prompt: it goes before one given here.
+        """
         systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
         out = []
-        for i, prompt in enumerate(prompts):
-            ids, positions = self.prompt_tokens(prompt, systems[i])
+        for i, prompt in enumerate(map(as_prompt, prompts)):
+            ids, positions = self.prompt_tokens(prompt.text, prompt.system or systems[i])
             answer = list(responses[i]) if responses is not None else []
             out.append(Row(ids + answer, positions + [int(Position.RESPONSE)] * len(answer)))
         return out
@@ -299,7 +303,7 @@ class ChatModel:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         max_new_tokens: int = 24,
         batch_tokens: int = BATCH_TOKENS,
         system: str | Sequence[str | None] | None = None,
@@ -312,7 +316,7 @@ class ChatModel:
         """Responses as token ids, in the order of the prompts; the token that ends the turn is left out.
 
         Args:
-            prompts: user turns.
+            prompts: user turns, with their own system prompts or without.
             max_new_tokens: longest response.
             batch_tokens: padded prompt tokens per batch.
             system: system prompt, or one per prompt; None leaves the template's own default.
@@ -341,7 +345,8 @@ class ChatModel:
         )
         out: list[list[int]] = [[] for _ in prompts]
         rows = self.rows(prompts, [prefix] * len(prompts), system)
-        check_fits(self.plain, rows, self.name, max_new_tokens - len(prefix), prompts)
+        texts = [as_prompt(p).text for p in prompts]
+        check_fits(self.plain, rows, self.name, max_new_tokens - len(prefix), texts)
         batches = self.batches(rows, batch_tokens, overhead=FORWARD_OVERHEAD + STEP_OVERHEAD * max_new_tokens)
         model = self.plain if rough else self.bridge.original_model
         for chosen, batch in progress(batches, what):

@@ -37,6 +37,11 @@ class Prompt:
     phrasing: str = ""
 
 
+def as_prompt(prompt: str | Prompt) -> Prompt:
+    """A text is a prompt without a system prompt of its own."""
+    return Prompt(prompt) if isinstance(prompt, str) else prompt
+
+
 KEYS = tuple(f.name for f in fields(Prompt) if f.name not in ("text", "response"))
 """What prompts are filtered by."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.intervene.sites import Site
 from ssah_lens.measure.utility import decision_log_probs
 from ssah_lens.progress import progress
@@ -49,7 +50,9 @@ class Contrast:
         return sum_up(self.refusing, self.refusing_weight) - sum_up(self.fulfilling, self.fulfilling_weight)
 
 
-def contrast(model: ChatModel, tokens: Sequence[int], harmful: Sequence[str], harmless: Sequence[str]) -> Contrast:
+def contrast(
+    model: ChatModel, tokens: Sequence[int], harmful: Sequence[str | Prompt], harmless: Sequence[str | Prompt]
+) -> Contrast:
     """Weighs refusing tokens by their probability on harmful train prompts, and finds the likeliest other openings of
     harmless ones."""
     p = decision_log_probs(model, harmful).exp().mean(0)
@@ -82,7 +85,7 @@ class Attribution:
 
 
 @torch.no_grad()
-def attribute(model: ChatModel, prompts: Sequence[str], between: Contrast) -> Attribution:
+def attribute(model: ChatModel, prompts: Sequence[str | Prompt], between: Contrast) -> Attribution:
     """One pass over the prompts.
 
     Args:

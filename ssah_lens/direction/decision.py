@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssah_lens.chat.batch import Batch
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.direction.choice import Choice
 from ssah_lens.intervene.replay import Replay
 
@@ -33,7 +34,7 @@ class Decisions:
         margins: of the undamaged model, [row]: positive = refuses.
     """
 
-    def __init__(self, model: ChatModel, prompts: Sequence[str], choice: Choice) -> None:
+    def __init__(self, model: ChatModel, prompts: Sequence[str | Prompt], choice: Choice) -> None:
         self.model, self.choice = model, choice
         self._replay = _joined(_recorded(model, model.pad(model.rows(prompts))))
         self.states = torch.stack([x[:, -1].float().cpu() for x in self._replay.resid[:-1]], 1)

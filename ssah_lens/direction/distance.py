@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.errors import BadInput
 from ssah_lens.progress import progress
 
@@ -37,7 +38,7 @@ FULFILLING = (
 @torch.no_grad()
 def distances(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     strings: Sequence[str],
     ks: Sequence[int] = TOKENS,
     what: str = "distances",

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt, as_prompt
 from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.separability import fit
@@ -114,8 +115,8 @@ class Interchanged:
 
 def interchange(
     model: ChatModel,
-    train: tuple[Sequence[str], Sequence[str]],
-    test: tuple[Sequence[str], Sequence[str]],
+    train: tuple[Sequence[str | Prompt], Sequence[str | Prompt]],
+    test: tuple[Sequence[str | Prompt], Sequence[str | Prompt]],
     choice: Choice,
     settings: Training,
 ) -> Interchanged:
@@ -150,23 +151,27 @@ def interchange(
 class _Pairs:
     """Prompts of some pairs, ready to run: rows 0..n-1 refused, n..2n-1 answered; directed pairs go both ways."""
 
-    def __init__(self, decisions: Decisions, kept: Int[np.ndarray, " pair"], n_all: int, texts: Sequence[str]) -> None:
+    def __init__(
+        self, decisions: Decisions, kept: Int[np.ndarray, " pair"], n_all: int, prompts: Sequence[str | Prompt]
+    ) -> None:
         self.decisions, self.n = decisions, len(kept)
         refused, answered = torch.as_tensor(kept), torch.as_tensor(kept + n_all)
         self.base = torch.cat([refused, answered])
         self.source = torch.cat([answered, refused])
         self.targets = torch.cat([torch.ones(self.n), torch.zeros(self.n)]).long()  # 1 = fulfil, 0 = refuse
-        self.keys = [texts[i] for i in self.source.tolist()]
+        self.sources = [prompts[i] for i in self.source.tolist()]
 
     @classmethod
-    def of(cls, model: ChatModel, refused: Sequence[str], answered: Sequence[str], choice: Choice) -> _Pairs:
+    def of(
+        cls, model: ChatModel, refused: Sequence[str | Prompt], answered: Sequence[str | Prompt], choice: Choice
+    ) -> _Pairs:
         n = len(refused)
         if n != len(answered) or not n:
             raise BadInput(f"interchange needs pairs: got {n} and {len(answered)} prompts")
-        texts = [*refused, *answered]
-        decisions = Decisions(model, texts, choice)
+        prompts = [*refused, *answered]
+        decisions = Decisions(model, prompts, choice)
         m = decisions.margins
-        return cls(decisions, np.flatnonzero((m[:n] > 0) & (m[n:] <= 0)), n, texts)
+        return cls(decisions, np.flatnonzero((m[:n] > 0) & (m[n:] <= 0)), n, prompts)
 
     @property
     def refused(self) -> Bool[np.ndarray, " directed"]:
@@ -211,7 +216,7 @@ def _bases(
     flips = [Flipped(WHOLE, model.anatomy.d_model, test.hits(layer, lambda base, source: source).astype(float))]
     for name, basis in fixed.items():
         flips.append(Flipped(name, 1, test.hits(layer, SubspaceInterchange(basis)).astype(float)))
-    random_targets = arbitrary_targets(train.keys, 2, settings.seed)
+    random_targets = arbitrary_targets([_key(p) for p in train.sources], 2, settings.seed)
     untrained = _Untrained.of(model, train, test, settings.seed)
     bases = {name: basis[:, 0] for name, basis in fixed.items()}
     for rank in progress([r for r in settings.ranks if r <= model.anatomy.d_model], "DAS"):
@@ -293,8 +298,8 @@ class _Untrained:
         choice = Choice(train.decisions.choice.tokens)
         out = []
         for pairs in (train, test):
-            texts, n = _texts(pairs), pairs.n
-            out.append(_Pairs(Decisions(fresh, texts, choice), np.arange(n), n, texts))
+            prompts, n = _prompts(pairs), pairs.n
+            out.append(_Pairs(Decisions(fresh, prompts, choice), np.arange(n), n, prompts))
         border = float(np.median(out[0].decisions.margins))
         for pairs in out:
             pairs.decisions.recentre(border)
@@ -311,10 +316,16 @@ class _Untrained:
         return Flipped(UNTRAINED, rank, chosen.astype(float), float(self.train.hits(layer, step).mean()))
 
 
-def _texts(pairs: _Pairs) -> list[str]:
+def _prompts(pairs: _Pairs) -> list[str | Prompt]:
     """Prompts of the kept pairs, refused ones first."""
-    answered, refused = pairs.keys[: pairs.n], pairs.keys[pairs.n :]
+    answered, refused = pairs.sources[: pairs.n], pairs.sources[pairs.n :]
     return [*refused, *answered]
+
+
+def _key(prompt: str | Prompt) -> str | tuple[str, str]:
+    """What tells a prompt from others: its text, and its system prompt where it has one."""
+    p = as_prompt(prompt)
+    return (p.system, p.text) if p.system else p.text
 
 
 def untrained(model: ChatModel, seed: int) -> ChatModel:

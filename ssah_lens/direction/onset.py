@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt, as_prompt
 from ssah_lens.intervene.sites import Site
 from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.progress import progress
@@ -58,7 +59,7 @@ def token_kl(
 
 def forced(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     prefix: Sequence[int],
     max_new_tokens: int,
     judge_name: str,
@@ -80,7 +81,7 @@ def forced(
     found = model.generate(prompts, max_new_tokens + len(prefix), prefix=prefix, what=what)
     # Not stripped: whether the added text begins with a space says whether it goes on in the same word.
     said = [judged_from + model.tokenizer.decode(t[len(prefix) :], skip_special_tokens=True) for t in found]
-    return tuple(judge(judge_name)(prompts, said))
+    return tuple(judge(judge_name)([as_prompt(p).text for p in prompts], said))
 
 
 def opening(model: ChatModel, text: str, k: int | None = None, shuffle_seed: int | None = None) -> list[int]:

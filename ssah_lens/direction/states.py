@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
 from ssah_lens.measure.refusal import Refusals, ask, log_odds
@@ -59,13 +59,16 @@ def n_positions(model: ChatModel) -> int:
 
 @torch.no_grad()
 def collect_states(
-    model: ChatModel, prompts: Sequence[str], tokens: Sequence[int], what: str = "states after the instruction"
+    model: ChatModel,
+    prompts: Sequence[str | Prompt],
+    tokens: Sequence[int],
+    what: str = "states after the instruction",
 ) -> States:
     """Runs the prompts once and keeps the states of all layers.
 
     Args:
         model: the model, with whatever hooks the caller has set.
-        prompts: user turns.
+        prompts: user turns; a `Prompt` is read under its own system prompt.
         tokens: refusal-opening token ids, for the scores.
         what: label of the progress bar.
     """
@@ -95,8 +98,8 @@ def collect_asked(
         judge: which judge.
         max_new_tokens: length of a response.
     """
-    texts = [t for s in sets for t in s.texts]
-    kept, missed = _Kept(model, len(texts), tokens), []
+    prompts = [p for s in sets for p in s]
+    kept, missed = _Kept(model, len(prompts), tokens), []
 
     def read(rows: list[int], logits: Tensor) -> None:
         if kept.n_pos <= kept.columns:
@@ -107,9 +110,9 @@ def collect_asked(
     with kept.watching():
         said = ask(model, sets, judge, max_new_tokens, at_decision=read)
     if missed:  # the same prompt twice: their shared prefix reached into the positions
-        again = collect_states(model, [texts[i] for i in missed], tokens)
+        again = collect_states(model, [prompts[i] for i in missed], tokens)
         kept.values[missed], kept.scores[missed] = again.values, again.scores
-    return kept.states(model.rows(texts[:1])[0]), said
+    return kept.states(model.rows(prompts[:1])[0]), said
 
 
 class _Kept:

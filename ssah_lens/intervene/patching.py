@@ -131,9 +131,9 @@ def activation_patching(
     values = np.broadcast_to(swept.clean, task.shape).copy()
     at = 0
     for i, e in enumerate(edits):
-        for unit, window in zip(e.units, e.window, strict=True):
-            values[i, unit, int(np.flatnonzero(window)[0]) if task.by_position else 0] = swept.values[at]
-            at += 1
+        columns = task.differ.shape[1] - e.reaches(0, task.differ.shape[1]) if task.by_position else 0
+        values[i, e.units, columns] = swept.values[at : at + len(e)]
+        at += len(e)
     return task.patched(model, metric, values, swept.clean, other, at)
 
 
@@ -247,7 +247,7 @@ def _edits(site: Site, layer: int, n_units: int, differ: Bool[np.ndarray, "pair 
     """Only the cells that can differ: from the first differing token on; below block 0, differing tokens alone."""
     reached = np.logical_or.accumulate(differ, 1).any(0)
     if not by_position:
-        return Edits(site, layer, np.arange(n_units), np.broadcast_to(reached, (n_units, len(reached))))
+        return Edits(site, layer, np.arange(n_units), np.broadcast_to(reached, (n_units, differ.shape[1])))
     columns = np.flatnonzero(differ.any(0) if site is Site.RESID and layer == 0 else reached)
     window = np.eye(differ.shape[1], dtype=bool)[columns]
     return Edits(site, layer, np.repeat(np.arange(n_units), len(columns)), np.tile(window, (n_units, 1)))

@@ -15,6 +15,7 @@ import torch
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_whole
 from ssah_lens.intervene.fill import Fill
 from ssah_lens.intervene.metric import Metric
 from ssah_lens.intervene.room import Room
@@ -89,7 +90,8 @@ class Store:
             values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
             values[:] = np.nan
             values.flush()
-            _write_whole(beside, json.dumps({"key": key, **asdict(room)}))
+            made = json.dumps({"key": key, **asdict(room)})
+            write_whole(beside, lambda partial: partial.write_text(made, encoding="utf-8"), "choose another file")
         except OSError as e:
             raise BadInput(f"'{path}' cannot keep the sweep: {e.strerror}; choose another file") from e
         return cls(values, room)
@@ -100,13 +102,6 @@ class Store:
     def __exit__(self, *_: Any) -> None:
         if isinstance(self.values, np.memmap):
             self.values.flush()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Through a temporary name: a killed process leaves all of the file or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _resume(path: Path, beside: Path, shape: tuple[int, int], key: str) -> tuple[np.ndarray, Room]:

@@ -56,7 +56,7 @@ def generate_with(
             f"'{receiver.name}' and '{donor.name}' have different vocabularies: no token of one is the other's"
         )
     out: list[list[int]] = [[] for _ in prompts]
-    rows = receiver.rows(prompts.texts, system=prompts.systems)
+    rows = receiver.rows(prompts)
     for chosen, batch in progress(list(receiver.batches(rows, share_prefix=False)), what):
         for i, tokens in zip(
             chosen, _respond(receiver, donor, units, batch, chosen, max_new_tokens, at_decision), strict=True

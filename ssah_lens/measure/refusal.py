@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.errors import BadInput
 from ssah_lens.measure.judges import Outcome, judge, which
 from ssah_lens.stats import Estimate
@@ -93,17 +93,16 @@ def ask(
             for whatever is read at the decision position.
     """
     decide = judge(judge_name)
-    texts = [t for p in sets for t in p.texts]
+    prompts = [p for s in sets for p in s]
     tokens = model.generate(
-        texts,
+        prompts,
         max_new_tokens,
-        system=[s for p in sets for s in p.systems],
         what=what or "asking " + ", ".join(p.name for p in sets),
         at_decision=at_decision,
         sample_seed=sample_seed,
     )
     said = [model.text(t) for t in tokens]
-    outcomes = decide(texts, said)
+    outcomes = decide([p.text for p in prompts], said)
     ends = np.cumsum([0, *(len(p) for p in sets)])
     part = lambda items, i: tuple(items[ends[i] : ends[i + 1]])
     return [Refusals(p.name, part(outcomes, i), part(said, i), part(tokens, i)) for i, p in enumerate(sets)]
@@ -147,7 +146,7 @@ def log_odds(logits: Float[Tensor, "batch vocab"], tokens: Iterable[int]) -> Flo
 
 @torch.inference_mode()
 def refusal_scores(
-    model: ChatModel, prompts: PromptSet | Sequence[str], tokens: Iterable[int]
+    model: ChatModel, prompts: Sequence[str | Prompt], tokens: Iterable[int]
 ) -> Float[np.ndarray, " prompt"]:
     """Refusal score of every prompt: one forward, logits of the decision position only.
 
@@ -156,7 +155,7 @@ def refusal_scores(
         prompts: what to ask.
         tokens: refusal-opening token ids, from `refusal_tokens`.
     """
-    asked = model.rows(prompts.texts, system=prompts.systems) if isinstance(prompts, PromptSet) else model.rows(prompts)
+    asked = model.rows(prompts)
     tokens = list(tokens)
     out = np.empty(len(asked))
     batches = model.batches(asked)

@@ -14,7 +14,7 @@ from ssah_lens import stats
 from ssah_lens.chat.batch import Batch, Row
 from ssah_lens.chat.fits import context_length
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import shipped
+from ssah_lens.chat.prompts import Prompt, shipped
 from ssah_lens.measure.stored import StoredRows
 from ssah_lens.stats import Estimate
 
@@ -123,7 +123,7 @@ def _spread(rows: list[dict], limit: int | None) -> list[dict]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
-def decision_log_probs(model: ChatModel, prompts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
+def decision_log_probs(model: ChatModel, prompts: Sequence[str | Prompt]) -> Float[Tensor, "prompt vocab"]:
     """Log-probabilities of the first response token."""
     return row_log_probs(model, model.rows(prompts))
 

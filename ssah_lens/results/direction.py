@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ssah_lens.results.basics import Outcomes
 from ssah_lens.stats import Estimate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,21 @@ class Steered:
     kl_all: Estimate | None = None
     choices: Estimate | None = None
     answer_perplexity: Estimate | None = None
+
+    @property
+    def on_harmful(self) -> Outcomes:
+        """`harmful`, of a change that they were asked with; LookupError for another."""
+        return _there(self.harmful, f"harmful prompts with '{self.name}'")
+
+    @property
+    def on_harmless(self) -> Outcomes:
+        """`harmless`, of a change that they were asked with; LookupError for another."""
+        return _there(self.harmless, f"ordinary instructions with '{self.name}'")
+
+    @property
+    def damage(self) -> Estimate:
+        """KL on all ordinary instructions; results of older runs hold that of the answered ones alone."""
+        return _there(self.kl_all or self.kl, f"KL with '{self.name}'")
 
 
 @dataclass(frozen=True)
@@ -354,6 +372,10 @@ class DirectionResult:
         """One change along the direction itself."""
         return next((s for s in self.steered if s.name == name and s.control is None), None)
 
+    def get(self, name: str) -> Steered:
+        """A change that every run measures; LookupError where it is not there."""
+        return _there(self.find(name), f"'{name}'")
+
     def controls(self, name: str) -> list[Steered]:
         """The same change along random directions."""
         return [s for s in self.steered if s.name == name and s.control is not None]
@@ -361,3 +383,9 @@ class DirectionResult:
     def readout(self, target: str) -> Readout | None:
         """'choice' or 'harm'."""
         return next((r for r in self.readouts if r.target == target), None)
+
+
+def _there(value: T | None, what: str) -> T:
+    if value is None:
+        raise LookupError(f"{what}: not measured")
+    return value

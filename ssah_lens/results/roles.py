@@ -204,6 +204,7 @@ class Faithfulness:
         distance: area between the curve and 1 (MIB's CMD); 0 is best.
         whole, none: the metric with all units and without any: mean refusal score of harmful prompts less that of
             harmless ones, in nats.
+        n: how many harmful and harmless prompts; None in results of older runs, which did not keep it.
     """
 
     name: str
@@ -213,6 +214,7 @@ class Faithfulness:
     distance: float
     whole: float
     none: float
+    n: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.precision import bfloat16_if_fast
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_tensors
 from ssah_lens.intervene.gradients import gradients_of
 from ssah_lens.intervene.hooks import fills, gated
 from ssah_lens.measure.refusal import log_odds
@@ -159,23 +160,17 @@ class _Gate:
         self.steps += 1
 
     def save(self) -> None:
-        """Through a temporary name."""
+        """Keeps the gate as it is.
+
+        Raises:
+            BadInput: the place cannot be written.
+        """
         if self.file is None:
             return
-        from safetensors.torch import save_file
-
         tensors = {f"{k}.logits": v.detach() for k, v in self.logits.items()}
         for kind, v in self.logits.items():
             tensors |= {f"{kind}.{name}": t for name, t in self.optimizer.state[v].items()}
-        unfinished = self.file.with_name(self.file.name + ".partial")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, unfinished, {"steps": str(self.steps)})
-            unfinished.replace(self.file)
-        except OSError as e:
-            raise BadInput(f"cannot write '{self.file}': {e.strerror or e}; choose another --out") from e
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_tensors(self.file, tensors, {"steps": str(self.steps)}, "choose another --out")
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssah_lens.errors import BadInput
-from ssah_lens.show.files import write_whole
+from ssah_lens.files import write_whole
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from ssah_lens.errors import BadInput
-from ssah_lens.show.files import write_whole
+from ssah_lens.files import write_whole
 from ssah_lens.show.page import POLICY, STYLE
 from ssah_lens.show.style import png, save_png, save_still
 

@@ -33,6 +33,7 @@ from ssah_lens.show.style import (
     styled,
     whiskers,
 )
+from ssah_lens.show.words import compared
 from ssah_lens.units import Kind, Role, UnitTable
 
 KIND_TITLES = {Kind.MLP: "MLP neurons", Kind.HEAD: "attention heads"}
@@ -181,8 +182,9 @@ def faithfulness(curves: Sequence[Faithfulness]) -> Figure:
     figure = new_figure(
         4.2,
         "Keeping only the highest-ranked units",
-        "All other units are mean-ablated. 1: the whole model's difference of refusal score between harmful and "
-        "harmless prompts; 0: that of no unit. In the legend: area under the curve over the share kept (not its log).",
+        "All other units are mean-ablated. 1: the whole model's difference of refusal score between "
+        f"{compared(curves[0])}; 0: that of no unit. In the legend: area under the curve over the share kept (not its "
+        "log).",
     )
     axes = figure.subplots()
     shares = [s for s in curves[0].shares if s > 0]

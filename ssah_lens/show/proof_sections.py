@@ -20,6 +20,7 @@ from ssah_lens.results import (
 )
 from ssah_lens.show.section import Section, Table
 from ssah_lens.show.text import cell, clean, count, interval, listed, number, percent, percents, points
+from ssah_lens.show.words import compared
 from ssah_lens.units import Kind, unit_name
 
 CONDITIONS = ("undamaged", "without the SCU", "without a random set")
@@ -162,7 +163,10 @@ def sufficiency(r: SufficiencyResult) -> Section:
         words.append("There is no unaligned counterpart, so no units could be moved into one.")
     if r.faithfulness:
         areas = "; ".join(f"{c.name} {number(c.area)}" for c in r.faithfulness)
-        figures["faithfulness"] = f"Lines: faithfulness against the share of units kept. Areas: {areas}."
+        figures["faithfulness"] = (
+            "Lines: faithfulness against the share of units kept, by the refusal scores of "
+            f"{compared(r.faithfulness[0])}. Areas: {areas}."
+        )
         shares = [f"{s * 100:g}%" for s in r.faithfulness[0].shares]
         tables.append(
             Table(

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ssah_lens.files import write_whole
 from ssah_lens.results import Results, ScoreRow, Verdict
 from ssah_lens.show.section import Table
 from ssah_lens.show.sections import sections
@@ -76,7 +77,7 @@ def write_report(
     explorer: str | None = None,
     captions: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the report through a temporary name.
+    """Writes the report; one that is there stays until the new one is whole.
 
     Args:
         results: with their scorecard; a stage that is None is left out.
@@ -88,14 +89,12 @@ def write_report(
 
     Returns:
         `path`.
+
+    Raises:
+        BadInput: the place cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(html(results, figures, provenance, explorer, captions), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    text = html(results, figures, provenance, explorer, captions)
+    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def html(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ssah_lens.files import write_whole
 from ssah_lens.results import FreezeResult, Results, Training, UnitContext
 from ssah_lens.show import figures, proof_figures, tuning_stage_figures, words
 from ssah_lens.show.direction_figures import direction_figures
 from ssah_lens.show.explorer import explorer
-from ssah_lens.show.files import write_whole
 from ssah_lens.show.paper_figures import ablation_beside_paper, freezing_beside_paper
 from ssah_lens.show.patch_section import draw_patch
 from ssah_lens.show.report import write_report

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssah_lens import stats
-from ssah_lens.results import AblateResult, Ablation, AlignResult, Arm, FreezeResult, RefusalResult, UnitsResult
+from ssah_lens.results import (
+    AblateResult,
+    Ablation,
+    AlignResult,
+    Arm,
+    Faithfulness,
+    FreezeResult,
+    RefusalResult,
+    UnitsResult,
+)
 from ssah_lens.show.text import clean, count, listed, number, percent, percents, point_interval
 from ssah_lens.stats import Estimate
 
@@ -20,6 +29,13 @@ LEARNED_LESS = 0.02
 ENDS = 5
 """Steps averaged at each end of a loss curve."""
 FULL, FROZEN, RANDOM = "full", "freeze SCU + top CU", "freeze random"
+
+
+def compared(curve: Faithfulness) -> str:
+    """The prompts whose refusal scores a curve of faithfulness compares."""
+    if curve.n is None:
+        return "harmful and harmless prompts"
+    return "{} harmful and {} harmless prompts".format(*curve.n)
 
 
 def align(r: AlignResult) -> tuple[str, ...]:

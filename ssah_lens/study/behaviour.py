@@ -79,7 +79,7 @@ def yardstick(
         max_new_tokens,
         reference.rows(ordinary.texts, answers, ordinary.systems),
         reference.rows(ordinary.texts, written, ordinary.systems) if written else [],
-        utility.stored_log_probs(reference, reference.rows(ordinary.texts, system=ordinary.systems)),
+        utility.stored_log_probs(reference, reference.rows(ordinary)),
         choices,
         prose,
     )

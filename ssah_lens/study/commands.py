@@ -13,6 +13,7 @@ from ssah_lens.chat.prompts import PromptSet, instructions, pairs, prompt_set
 from ssah_lens.chat.save import check_free, save_model
 from ssah_lens.config import AblateConfig, AlignConfig, UnitsConfig
 from ssah_lens.errors import BadInput
+from ssah_lens.files import temporary
 from ssah_lens.intervene.hooks import check_mode
 from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure import utility
@@ -217,7 +218,7 @@ def check_writable(file: Path) -> None:
     """Raises BadInput when a file cannot be made here, before any long work."""
     if os.path.isdir(file):
         raise BadInput(f"'{file}' is a folder; --out takes a file name ending in .parquet")
-    probe = file.with_name(file.name + ".partial")
+    probe = temporary(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

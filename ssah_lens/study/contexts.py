@@ -104,7 +104,7 @@ def unit_contexts(
     found, rows = {}, {}
     means: list[Tensor] = []  # over the first set
     for name, prompts in sets.items():
-        rows[name] = model.rows(prompts.texts, system=prompts.systems)
+        rows[name] = model.rows(prompts)
         found[name], mean = _strongest(model, rows[name], wanted, by_place, min(k, len(prompts)), name)
         means = means or mean
     direct = _direct(model, rows[next(iter(sets))], openings.metric, wanted, means) if openings else None

@@ -76,8 +76,9 @@ def _measured(study: Study, harmful: PromptSet | None, harmless: PromptSet | Non
 
 def _same_prompts(folder: RunFolder, *given: PromptSet | None) -> None:
     """The prompts are no part of the configuration: their hash stands in the record."""
-    texts = ["\0".join(p.texts) if p is not None else "" for p in given]
-    found = hashlib.sha256("\1".join(texts).encode()).hexdigest()
+    said = lambda p: f"{p.system}\2{p.text}" if p.system else p.text
+    sides = ["\0".join(map(said, prompts or ())) for prompts in given]
+    found = hashlib.sha256("\1".join(sides).encode()).hexdigest()
     if folder.record.get("prompts", found) != found:
         raise BadInput(f"'{folder.path}' holds a run with other prompts; choose another --out, or delete it")
     folder.update_record(prompts=found)

@@ -14,7 +14,7 @@ import torch
 from pydantic import PlainSerializer, PlainValidator
 
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import PromptSet
+from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.extract import cells, differences
@@ -38,7 +38,7 @@ class Part:
     """The prompts of a split: harmful sides of the pairs, their twins, ordinary instructions, borderline prompts.
 
     Attributes:
-        texts: the prompts.
+        prompts: what was asked.
         scores: refusal scores.
         harm: True on harmful prompts.
         choice: True on refused prompts, `fulfilled` on answered ones; noise is neither.
@@ -46,7 +46,7 @@ class Part:
         pairs: number of matched pairs.
     """
 
-    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     scores: Array
     harm: Array
     choice: Array
@@ -145,7 +145,7 @@ def _others(
 
 def _scored(model: ChatModel, sets: Sequence[PromptSet], choice: Choice) -> tuple[Part, States]:
     """With choices read off the refusal score: one forward pass, no answers."""
-    states = collect_states(model, [t for s in sets for t in s.texts], choice.tokens)
+    states = collect_states(model, [p for s in sets for p in s], choice.tokens)
     refused = choice.refuses(states.scores)
     return _part(sets, states, refused, ~refused, 0), states
 
@@ -155,8 +155,8 @@ def _part(sets: Sequence[PromptSet], states: States, refused: np.ndarray, fulfil
     each = lambda values: np.repeat(values, [len(s) for s in sets])
     harm = each([i == 0 or (edge > 0 and i == last) for i in range(len(sets))])
     at_edge = each([i > last - edge for i in range(len(sets))])
-    texts = tuple(t for s in sets for t in s.texts)
-    return Part(texts, states.scores, harm, refused, fulfilled, at_edge, len(sets[0]))
+    prompts = tuple(p for s in sets for p in s)
+    return Part(prompts, states.scores, harm, refused, fulfilled, at_edge, len(sets[0]))
 
 
 def _candidates(

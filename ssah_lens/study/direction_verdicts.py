@@ -6,7 +6,7 @@ import numpy as np
 
 from ssah_lens import stats
 from ssah_lens.direction.interchange import ARBITRARY, DAS, MEAN, PROBE, RANDOM, UNTRAINED, WHOLE
-from ssah_lens.results import DirectionResult, Forced, Interchange, Readout, ScoreRow, Steered, Verdict
+from ssah_lens.results import DirectionResult, Flips, Forced, Interchange, ScoreRow, Verdict
 from ssah_lens.stats import Estimate
 from ssah_lens.study.onset import KL_TOKENS
 from ssah_lens.study.readouts import CHOICE, HARM
@@ -49,7 +49,8 @@ def _separable(r: DirectionResult) -> ScoreRow:
         return ScoreRow("H1", "The choice is linearly readable", Estimate(0.5, None, None, 0), "AUROC", None, "",
                         Verdict.NOT_SETTLED, "Too few prompts on either side to measure an AUROC.")  # fmt: skip
     null = np.array(found.null)
-    control = Estimate(float(null.mean()), *(float(np.quantile(null, q)) for q in (0.025, 0.975)), len(null))
+    low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
+    control = Estimate(float(null.mean()), low, high, len(null))
     said = verdict(found.auroc, H1_AUROC)
     beats = found.auroc.value > np.quantile(null, H1_NULL)
     if found.target != CHOICE or (said is Verdict.SUPPORTED and not beats):
@@ -68,7 +69,7 @@ def _separable(r: DirectionResult) -> ScoreRow:
 
 def _harm_or_choice(r: DirectionResult) -> str:
     """Does the harm direction also tell refused from answered prompts among harmless ones?"""
-    harm: Readout | None = r.readout(HARM)
+    harm = r.readout(HARM)
     if harm is None or harm.within is None or r.readout(CHOICE) is None:
         return ""
     return (
@@ -85,7 +86,7 @@ def _place(position: int) -> str:
 
 
 def _one_direction(r: DirectionResult) -> ScoreRow:
-    base, ablated, added = (r.find(n) for n in (UNDAMAGED, ABLATED, ADDED))
+    base, ablated, added = (r.get(n) for n in (UNDAMAGED, ABLATED, ADDED))
     before = np.array(base.refused, dtype=float)
     lost = before - np.array(ablated.refused)
     at_random = before - np.mean([c.refused for c in r.controls(ABLATED)], axis=0)
@@ -96,7 +97,7 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
     main = r.interchange[0] if r.interchange else None
     said, why = _weigh(said, r, driven, main)
     share = lambda e: f"{e.value:.0%}"
-    refuses = share(ablated.harmful.refused)
+    refuses = share(ablated.on_harmful.refused)
     return ScoreRow(
         "H2",
         "One direction carries the choice causally",
@@ -106,23 +107,19 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
         "refusals lost with a random direction ablated",
         said,
         f"Without the direction of block {r.layer} the model refuses {refuses} of harmful prompts "
-        f"instead of {share(base.harmful.refused)} (n={ablated.harmful.refused.n}; KL on ordinary prompts "
-        f"{_harm(ablated).value:.3f}, incoherent {share(ablated.harmful.incoherent)}); "
-        f"with {r.strength:g} times it added, {share(added.harmless.refused)} of ordinary prompts "
-        f"instead of {share(base.harmless.refused)}. {why}",
+        f"instead of {share(base.on_harmful.refused)} (n={ablated.on_harmful.refused.n}; KL on ordinary prompts "
+        f"{ablated.damage.value:.3f}, incoherent {share(ablated.on_harmful.incoherent)}); "
+        f"with {r.strength:g} times it added, {share(added.on_harmless.refused)} of ordinary prompts "
+        f"instead of {share(base.on_harmless.refused)}. {why}",
     )
-
-
-def _harm(ablated: Steered) -> Estimate:
-    """KL on all ordinary prompts, as the rule was written; results of older runs hold no other."""
-    return ablated.kl_all or ablated.kl
 
 
 def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchange | None) -> tuple[Verdict, str]:
     """What else must hold beside the loss of refusals, and the sentence that says whether it does."""
-    ablated, told = r.find(ABLATED), []
+    ablated = r.get(ABLATED)
+    told: list[str] = []
     supported = said is Verdict.SUPPORTED
-    if ablated.harmful.incoherent.value > H2_INCOHERENT or _harm(ablated).value > H2_KL:
+    if ablated.on_harmful.incoherent.value > H2_INCOHERENT or ablated.damage.value > H2_KL:
         told.append("That is damage as well as a changed choice.")
         said = Verdict.NOT_SETTLED if supported else said
     if verdict(driven, H2_ADDED) is not Verdict.SUPPORTED:
@@ -147,10 +144,10 @@ def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchang
     return said, " ".join(told)
 
 
-def _ranks(main: Interchange):
+def _ranks(main: Interchange) -> tuple[Flips, Flips, float]:
     """The best one-dimensional basis, the largest learnt one (or the whole state), and the best control of rank 1."""
     ones = [f for f in main.flips if f.rank == 1 and f.basis in (MEAN, PROBE, DAS)]
-    learnt = [f for f in main.flips if f.basis == DAS and f.rank > 1] or [main.find(WHOLE)]
+    learnt = [f for f in main.flips if f.basis == DAS and f.rank > 1] or [f for f in main.flips if f.basis == WHOLE]
     controls = [f.flipped.value for f in main.flips if f.rank == 1 and f.basis in (RANDOM, ARBITRARY, UNTRAINED)]
     return max(ones, key=lambda f: f.flipped.value), max(learnt, key=lambda f: f.rank), max(controls, default=0.0)
 

@@ -13,8 +13,8 @@ from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_whole
 from ssah_lens.results import UnitContext
-from ssah_lens.show.files import write_whole
 from ssah_lens.study.contexts import unit_contexts
 from ssah_lens.study.look import mattering
 from ssah_lens.study.openings import MIN_SHARE, Openings

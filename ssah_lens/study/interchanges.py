@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import token_aligned
+from ssah_lens.chat.prompts import Prompt, token_aligned
 from ssah_lens.config import DirectionConfig
 from ssah_lens.direction import interchange
 from ssah_lens.direction.choice import Choice
@@ -25,7 +25,7 @@ from ssah_lens.study.keep import Keep
 
 FEW, MANY = 2, 8
 """Times as many twins are looked at as are wanted (quick, and standard): in most the model may refuse both sides."""
-Pairs = list[tuple[list[str], list[str]]]
+Pairs = list[tuple[list[Prompt], list[Prompt]]]
 """(refused, answered) of train and of test."""
 
 
@@ -77,7 +77,7 @@ def _twins(model: ChatModel, data: DirectionData, found: Read, config: Direction
         if share * look < MIN_PAIRS:
             out.append(([], []))  # by the share seen so far there are not enough
             continue
-        sides = [s.sample(look, seed).texts for s in aligned]
+        sides = [s.sample(look, seed) for s in aligned]
         scores = [refusal_scores(model, s, choice.tokens) for s in sides]
         keep = np.flatnonzero(choice.refuses(scores[0]) & ~choice.refuses(scores[1]))[: config.pairs]
         out.append(([sides[0][i] for i in keep], [sides[1][i] for i in keep]))
@@ -92,7 +92,7 @@ def _unmatched(found: Read, config: DirectionConfig) -> Pairs:
         ordinary = np.flatnonzero(~p.edge & (np.arange(len(p.harm)) >= 2 * n) & ~refuses)
         harmful = np.flatnonzero(refuses[:n])
         m = min(len(harmful), len(ordinary), config.pairs)
-        out.append(([p.texts[i] for i in harmful[:m]], [p.texts[i] for i in ordinary[:m]]))
+        out.append(([p.prompts[i] for i in harmful[:m]], [p.prompts[i] for i in ordinary[:m]]))
     return out
 
 

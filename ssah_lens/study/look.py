@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.chat.promptset import Prompt, PromptSet, as_prompt
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution
 from ssah_lens.intervene.sweep import Fill
@@ -126,12 +126,11 @@ def _path() -> list[tuple[float, float]]:
     return list(zip((u**2).tolist(), (weights * u).tolist(), strict=True))
 
 
-def neuron_view(model: ChatModel, prompts: PromptSet | Sequence[str], units: Iterable[Unit]) -> View:
+def neuron_view(model: ChatModel, prompts: Sequence[str | Prompt], units: Iterable[Unit]) -> View:
     """Activation of chosen units (the norm of its output, for a head) on every token of some prompts."""
-    texts = prompts.texts if isinstance(prompts, PromptSet) else list(prompts)
     wanted = [(Kind(k), int(a), int(b)) for k, a, b in units]
     UnitSet.of(model.grid, wanted)
-    rows = model.rows(texts)
+    rows = model.rows(prompts)
     activations = []
     with torch.inference_mode():
         for row in rows:
@@ -149,11 +148,11 @@ def neuron_view(model: ChatModel, prompts: PromptSet | Sequence[str], units: Ite
 
 
 def top_tokens_view(
-    model: ChatModel, prompts: PromptSet | Sequence[str], units: UnitSet | Iterable[Unit], k: int = 10
+    model: ChatModel, prompts: Sequence[str | Prompt], units: UnitSet | Iterable[Unit], k: int = 10
 ) -> View:
     """The tokens on which each unit is most active, one per prompt."""
     if not isinstance(prompts, PromptSet):
-        prompts = PromptSet("prompts", tuple(map(Prompt, prompts)))
+        prompts = PromptSet("prompts", tuple(map(as_prompt, prompts)))
     found = unit_contexts(model, units, {"given": prompts}, k)
     rows = [
         (unit_name(Kind(c.kind), c.layer, c.index), [s.tokens[s.peak] for s in c.examples["given"]],

@@ -34,7 +34,7 @@ def distance_probe(
     out = []
     for name, model in models.items():
         sides = [
-            distance.distances(model, prompts.texts, strings, ks, f"distances, {name}")
+            distance.distances(model, prompts, strings, ks, f"distances, {name}")
             for strings in (distance.REFUSING, distance.FULFILLING)
         ]
         gap, low, high = stats.bands(sides[1] - sides[0], seed)
@@ -107,8 +107,7 @@ def _prefilled(
     model: ChatModel, prompts: PromptSet, k: int, shuffle: int | None, config: DirectionConfig, judge: str
 ) -> Forced:
     found = [
-        forced(model, prompts.texts, opening(model, text, k, shuffle), config.max_new_tokens, judge)
-        for text in FULFILLING
+        forced(model, prompts, opening(model, text, k, shuffle), config.max_new_tokens, judge) for text in FULFILLING
     ]
     return _forced(k, found)
 
@@ -130,9 +129,9 @@ def _forced_refusal(
     """Does a model that never learnt to refuse go on refusing once it has begun to?"""
     if unaligned is None:
         return ()
-    texts, n = [*harmful.texts, *ordinary.texts], len(harmful)
+    prompts, n = [*harmful, *ordinary], len(harmful)
     found = [
-        forced(unaligned, texts, opening(unaligned, text), config.max_new_tokens, judge, JUDGED_FROM)
+        forced(unaligned, prompts, opening(unaligned, text), config.max_new_tokens, judge, JUDGED_FROM)
         for text in REFUSING
     ]
     hits = [which(f, Outcome.REFUSED) for f in found]
@@ -142,7 +141,7 @@ def _forced_refusal(
 
 def _kept(model: ChatModel, prompts: PromptSet, said: Refusals, outcome: Outcome) -> list:
     rows = [i for i in np.flatnonzero(said.is_(outcome)) if said.tokens[i]]
-    return model.rows([prompts[int(i)].text for i in rows], [said.tokens[i] for i in rows])
+    return model.rows([prompts[int(i)] for i in rows], [said.tokens[i] for i in rows])
 
 
 def _curve(name: str, values: Float[np.ndarray, "row step"], seed: int) -> Curve:

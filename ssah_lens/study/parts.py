@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from ssah_lens.errors import BadInput
-from ssah_lens.show.files import write_whole
+from ssah_lens.files import write_whole
 
 R = TypeVar("R")
 KEPT = "make room or mend it, then give the same command again: what is finished is kept"

@@ -17,8 +17,8 @@ from typing import Any
 
 from ssah_lens.config import StudyConfig, study_config, to_toml
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_whole
 from ssah_lens.results import SCHEMA, Results
-from ssah_lens.show.files import write_whole
 from ssah_lens.study.parts import KEPT, Parts, read_result, write_result
 
 PACKAGES = ("ssah-lens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "statsmodels", "safetensors")

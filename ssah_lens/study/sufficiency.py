@@ -123,7 +123,8 @@ def faithfulness(
         found = [(v - none) / (whole - none) for v in values]
         area = float(np.trapezoid(found, shares))
         distance = float(np.trapezoid(np.abs(1 - np.array(found)), shares))
-        return Faithfulness(name, tuple(shares), tuple(found), area, distance, whole, none)
+        n = len(harmful), len(harmless)
+        return Faithfulness(name, tuple(shares), tuple(found), area, distance, whole, none, n)
 
     return tuple(
         keep(f"faithfulness-{n.replace(' ', '-')}", Faithfulness, partial(curve, n, r))

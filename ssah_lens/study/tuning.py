@@ -256,7 +256,7 @@ def task_quality(model: ChatModel, rows: Sequence[Row]) -> tuple[float, float]:
 
 def around(model: ChatModel, y: Yardstick) -> dict[str, Outcomes]:
     """Outcomes on the harmful test prompts when a refusal is talked around: a fulfilling opening, role play."""
-    said = forced(model, y.harmful.texts, opening(model, PREFILL), y.max_new_tokens, y.judge, what="prefilled")
+    said = forced(model, y.harmful, opening(model, PREFILL), y.max_new_tokens, y.judge, what="prefilled")
     played = [
         PromptSet(f"role play {i + 1}", tuple(replace(p, text=t.format(p.text)) for p in y.harmful))
         for i, t in enumerate(ROLE_PLAY)

@@ -10,18 +10,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.errors import BadInput
+from ssah_lens.files import write_tensors
 from ssah_lens.train.freeze import digest
 from ssah_lens.train.trainable import Part
 
@@ -94,18 +93,8 @@ class Checkpoints:
                 if isinstance(value, Tensor):
                     tensors[f"{i}.state.{name}"] = value.contiguous()
         said = {"key": key, "losses": json.dumps(done.losses), "curve": json.dumps(done.curve)}
-        partial = self.file.with_name(FILE + ".partial")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, said)
-            partial.replace(self.file)
-        except (OSError, SafetensorError) as e:
-            what = getattr(e, "strerror", None) or e
-            kept = "the one before it is kept" if self.file.is_file() else "none was kept"
-            raise BadInput(f"cannot write a checkpoint of step {done.step} in '{self.folder}': {what}; {kept}") from e
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        kept = "the one before it is kept" if self.file.is_file() else "none was kept"
+        write_tensors(self.file, tensors, said, f"make room for the checkpoint of step {done.step}; {kept}")
 
     def resume(self, key: str, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> Progress:
         """Puts parts, optimizer and random state back as they were; a run that has no checkpoint yet starts anew.

@@ -77,6 +77,12 @@ def test_rendering_with_a_system_prompt(micro):
     rows = micro.rows(FULL.texts, system=FULL.systems)
     assert [r.ids for r in rows] == [micro.prompt_tokens(q.text, q.system or None)[0] for q in FULL]
     assert rows[1].ids != micro.rows(["b"])[0].ids
+    assert micro.rows(FULL) == rows and micro.generate(FULL, 4) == micro.generate(FULL.texts, 4, system=FULL.systems)
+    for_all = micro.rows([FULL[0], FULL[1], "c"], system="You are kind.")
+    assert [r.ids for r in for_all[:2]] == [
+        micro.prompt_tokens(*q)[0] for q in (("a", "You are kind."), ("b", "Be brief."))
+    ]
+    assert for_all[2] == micro.rows(["c"], system="You are kind.")[0]
 
 
 # --- by name

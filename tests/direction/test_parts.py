@@ -8,6 +8,7 @@ import torch
 
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
@@ -15,7 +16,7 @@ from ssah_lens.direction.distance import distances
 from ssah_lens.direction.extract import cells, choose, differences
 from ssah_lens.direction.onset import forced, opening, projections, token_kl
 from ssah_lens.direction.separability import areas, fit, shuffles
-from ssah_lens.direction.states import States, collect_states, n_positions
+from ssah_lens.direction.states import States, collect_asked, collect_states, n_positions
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
@@ -102,6 +103,20 @@ def test_states_are_those_of_unpadded_rows(micro: ChatModel):
     np.testing.assert_allclose(got.scores, refusal_scores(micro, PROMPTS, TOKENS), atol=1e-5)
     twice = collect_states(micro, [PROMPTS[1]] * 2, TOKENS)  # all of both rows is shared
     torch.testing.assert_close(twice.values[1], got.values[1], atol=1e-5, rtol=1e-4)
+
+
+def test_states_are_read_under_the_prompts_own_system_prompt(micro: ChatModel):
+    """With answers and without; also of prompts whose shared prefix reaches into the positions."""
+    n, name = n_positions(micro), Site.RESID.hook(1)
+    own = PromptSet("own", tuple(Prompt(t, system="Be brief.") for t in PROMPTS))
+    want = torch.stack([states(micro, row, name)[-n:] for row in micro.rows(own.texts, system=own.systems)])
+    assert (want - collect_states(micro, PROMPTS, TOKENS).values[:, 1]).abs().max() > 1e-2
+    for found in (collect_states(micro, own, TOKENS), collect_asked(micro, [own], TOKENS, "keyword", 2)[0]):
+        torch.testing.assert_close(found.values[:, 1], want, atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(found.scores, refusal_scores(micro, own, TOKENS), atol=1e-5)
+    twins = PromptSet("twins", (own[1], own[1]))
+    found, _ = collect_asked(micro, [twins], TOKENS, "keyword", 2)
+    torch.testing.assert_close(found.values[:, 1], want[[1, 1]], atol=1e-5, rtol=1e-4)
 
 
 def test_a_difference_of_means_by_hand():

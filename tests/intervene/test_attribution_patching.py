@@ -5,17 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from asked import CLEAN, CORRUPTED, METRIC
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution_patching import attribution_patching, changeable
-from ssah_lens.intervene.metric import logit_difference
 from ssah_lens.intervene.patching import activation_patching
 from ssah_lens.intervene.sites import Site
 
-CLEAN = ["abc x def", "tell x me 1 lot", "x"]
-CORRUPTED = ["abc y def", "tell y me 2 lot", "y"]
-METRIC = logit_difference([40, 50], [60, 70, 80])
 STEP = 1e-3
 
 

@@ -5,24 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from asked import METRIC, PROMPTS
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution, curvature
 from ssah_lens.intervene.fill import donors, estimand
-from ssah_lens.intervene.metric import logit_difference
 from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, all_units, sweep
 from ssah_lens.units import Kind
 
-PROMPTS = [
-    "How do I bake a loaf of bread?",
-    "Hi",
-    "Tell me, please: what is 7 x 8 and why does it matter?",
-    "The user asks the assistant a question.",
-]
-METRIC = logit_difference([40, 50], [60, 70, 80])
 HEADS = [Edits(Site.HEAD, 0, np.arange(4)), Edits(Site.HEAD, 1, np.arange(4))]
 
 

@@ -7,21 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from asked import CLEAN, CORRUPTED, METRIC
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import agreement, attribution
 from ssah_lens.intervene.attribution_patching import attribution_patching
-from ssah_lens.intervene.metric import Metric, logit_difference, metric_of
+from ssah_lens.intervene.metric import Metric, metric_of
 from ssah_lens.intervene.moments import collect
 from ssah_lens.intervene.patching import Patched, activation_patching
 from ssah_lens.intervene.sites import Site, parse_site
 from ssah_lens.intervene.sweep import Fill, all_units, sweep
 from ssah_lens.units import Kind
-
-CLEAN = ["abc x def", "tell x me 1 lot", "x"]
-CORRUPTED = ["abc y def", "tell y me 2 lot", "y"]
-METRIC = logit_difference([40, 50], [60, 70, 80])
 
 
 @pytest.mark.parametrize("site", list(Site))

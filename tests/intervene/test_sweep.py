@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asked import METRIC, PROMPTS
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
@@ -22,14 +23,6 @@ from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.sweep import Edits, Fill, _Bar, all_units, sweep
 from ssah_lens.progress import bars_told, quiet
 from ssah_lens.units import Kind
-
-PROMPTS = [
-    "How do I bake a loaf of bread?",
-    "Hi",
-    "Tell me, please: what is 7 x 8 and why does it matter?",
-    "The user asks the assistant a question.",
-]
-METRIC = logit_difference([40, 50], [60, 70, 80])
 
 
 def rows(model: ChatModel):

@@ -98,3 +98,11 @@ def test_the_terminal_shows_effects_controls_ranks_and_verdicts(capsys, monkeypa
         assert text in said, text
     rows = [line for line in said.splitlines() if "DAS, untrained model" in line]
     assert len(rows) == 4 and all("0.40 [" in row for row in rows)
+
+
+def test_what_was_not_measured_is_named_when_it_is_asked_for():
+    r = made_up_direction()
+    assert r.get("ablated") is r.find("ablated") and r.get("ablated").on_harmful is r.get("ablated").harmful
+    for absent in (lambda: r.get("turned round"), lambda: r.get("added").on_harmful):
+        with pytest.raises(LookupError, match="not measured"):
+            absent()

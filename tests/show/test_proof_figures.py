@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
 from made_up import PROVENANCE, behaviour, hits, made_up, made_up_table, outcomes, rate
 from made_up_direction import made_up_direction
 from made_up_tuning_stage import budget, transfer, tuning
+from pydantic import TypeAdapter
 
 from ssah_lens.config import UnitsConfig
 from ssah_lens.results import (
@@ -61,12 +62,9 @@ def made_up_sufficiency() -> SufficiencyResult:
     moved = tuple(
         Transplant(n, 464 * (n != "nothing"), outcomes(v), outcomes(0.05, n=50), rate(v)) for n, v in names.items()
     )
-    curve = lambda name, area: Faithfulness(name, (0.0, 0.01, 0.1, 1.0), (0.0, 0.1, 0.6, 1.0), area, 1 - area, 4.0, 0.1)
+    shares, values = (0.0, 0.01, 0.1, 1.0), (0.0, 0.1, 0.6, 1.0)
+    curve = lambda name, area: Faithfulness(name, shares, values, area, 1 - area, 4.0, 0.1, (100, 50))
     return SufficiencyResult(moved, (curve("SCU (I_S - I_U)", 0.81), curve("random 0", 0.4)))
-
-
-NO_N_KEPT = {"faithfulness"}
-"""Figures whose results do not hold how many prompts are behind them."""
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +160,22 @@ def test_units_by_kind_counts_the_layers_own_units():
     assert bars == pytest.approx(table.roles[Role.SCU].masks[Kind.MLP].mean(1))
 
 
+def test_faithfulness_tells_how_many_prompts_it_compares_where_that_was_kept():
+    new = made_up_sufficiency()
+    older = replace(new, faithfulness=tuple(replace(c, n=None) for c in new.faithfulness))
+    for found, prompts in (
+        (new, "100 harmful and 50 harmless prompts"),
+        (older, "between harmful and harmless prompts"),
+    ):
+        caption = text(proof_figures.faithfulness(found.faithfulness))
+        assert prompts in " ".join(caption.split()), caption
+    shown = proof_sections.sufficiency(new).figures["faithfulness"]
+    assert "refusal scores of 100 harmful and 50 harmless prompts" in shown
+    kept = asdict(new.faithfulness[0])
+    del kept["n"]
+    assert TypeAdapter(Faithfulness).validate_python(kept) == older.faithfulness[0], "an older file is read"
+
+
 def test_sections_without_a_counterpart_or_grid_say_so():
     alone = proof_sections.sufficiency(SufficiencyResult((), made_up_sufficiency().faithfulness))
     assert "no unaligned counterpart" in alone.words[0] and "transplants" not in alone.figures
@@ -174,7 +188,7 @@ def test_every_figure_is_read_without_the_paper(whole: Results):
     for name, figure in draw(results, made_up_table()).items():
         told = " ".join(f"{figure.get_suptitle()} {text(figure)}".split())
         counted = r"n ?= ?\d|\d (harmful|ordinary|validation|train|test|random|prompts|neurons|units)\b"
-        assert name in NO_N_KEPT or re.search(counted, told), (name, told)
+        assert re.search(counted, told), (name, told)
         figure.draw_without_rendering()
         for axes in figure.axes:
             for axis, sign in ((axes.xaxis, 1), (axes.yaxis, -1)):

@@ -90,6 +90,7 @@ def test_the_planted_circuit_is_faithful_and_random_units_are_not(planted: Plant
         (0.0, share, 0.5, 1.0),
     )
     by = {c.name: c for c in curves}
+    assert all(c.n == (16, 16) for c in curves)
     assert by["truth"].values[0] == 0 and by["truth"].values[-1] == 1
     assert 0.8 < by["truth"].values[1] < 1.6  # above 1: what speaks against refusing is gone as well
     assert abs(by["random"].values[1]) < 0.3

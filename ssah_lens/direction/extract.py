@@ -7,9 +7,10 @@
    projected out, all at the decision position.
 3. The lowest bypass wins among those that induce refusal, have KL of at most 0.1 and lie below 0.8 of the depth.
 
-The whole table is kept. Two choices of ours: KL is taken on the harmless prompts that the undamaged model is going to
-answer, since on one that it is about to refuse a change is what ablation is for; and how many lengths of the direction
-must be added for a refusal is read off validation prompts (`STRENGTHS`), one length being the published dose.
+The whole table is kept. Three choices of ours: KL is taken on the harmless prompts that the undamaged model is going to
+answer, since on one that it is about to refuse a change is what ablation is for; how many lengths of the direction
+must be added for a refusal is read off validation prompts (`STRENGTHS`), one length being the published dose; and so is
+what ablation leaves along it (`fills`), nothing being the published way.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.states import States
 from ssah_lens.errors import BadInput
-from ssah_lens.intervene.steer import added, projected_out
+from ssah_lens.intervene.steer import Means, added, projected_out
 from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
-from ssah_lens.results import CandidateDirection
+from ssah_lens.results import CandidateDirection, DirectionFill
 
 MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
 MAX_DEPTH = 0.8
 """As published, share of the layers: later directions write the refusing token itself."""
+ZERO, MEAN = "zero", "mean"
+"""What ablation leaves along the direction: nothing, or the mean over answered harmless train prompts."""
+SPARE = 0.05
+"""The mean is left instead of nothing when it disturbs harmless prompts less and refuses at most so many more."""
 STRENGTHS = (1.0, 1.5, 2.0, 3.0)
 """Lengths of the direction that are tried for addition; more would leave the range that states of real prompts have."""
 ENOUGH = 0.95
@@ -136,6 +141,39 @@ def extract(
     vector = candidates[chosen.layer, chosen.position]
     dose = strength(model, chosen.layer, vector, harmless, choice)
     return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]), dose)
+
+
+def fills(
+    model: ChatModel,
+    vector: Float[Tensor, " d_model"],
+    means: Means,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    choice: Choice,
+) -> tuple[DirectionFill, DirectionFill]:
+    """Ablation to zero and to the mean, on validation prompts; the one to take comes first.
+
+    Args:
+        model: the model.
+        vector: the chosen direction.
+        means: of answered harmless train prompts (`stream_means`).
+        harmful, harmless: validation prompts.
+        choice: tells a refusal, and which harmless prompts the undamaged model answers.
+    """
+    texts, n = [*harmful, *harmless], len(harmful)
+    base = decision_log_probs(model, texts)
+    answered = choice.answers(base[n:])
+
+    def tried(name: str, towards: Means | None) -> DirectionFill:
+        with projected_out(model, vector, towards=towards):
+            without = decision_log_probs(model, texts)
+        scores = log_odds(without[:n], choice.tokens).cpu().numpy()
+        divergence = float(kl(base[n:], without[n:])[answered].mean())
+        return DirectionFill(name, float(choice.refuses(scores).mean()), float(scores.mean()), divergence)
+
+    zero, mean = tried(ZERO, None), tried(MEAN, means)
+    gentler = mean.kl < zero.kl and mean.refused <= zero.refused + SPARE
+    return (mean, zero) if gentler else (zero, mean)
 
 
 def strength(

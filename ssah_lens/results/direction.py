@@ -86,6 +86,23 @@ class CandidateDirection:
 
 
 @dataclass(frozen=True)
+class DirectionFill:
+    """What ablation leaves along the chosen direction, tried on validation prompts.
+
+    Attributes:
+        name: 'zero' (nothing) or 'mean' (the mean over answered harmless train prompts, per place and position class).
+        refused: share of harmful prompts refused, by refusal score.
+        bypass: their mean refusal score.
+        kl: KL on the harmless prompts that the undamaged model is going to answer, nats.
+    """
+
+    name: str
+    refused: float
+    bypass: float
+    kl: float
+
+
+@dataclass(frozen=True)
 class Steered:
     """What the model does with one change along a direction, on test prompts.
 
@@ -345,6 +362,7 @@ class DirectionResult:
         interchange: one per kind of pairs that the model decides differently.
         skipped: what was not measured, and why.
         strength: lengths of `vector` that were added.
+        fills: what ablation may leave along it, the one that was taken first; () in older runs, which left nothing.
     """
 
     layer: int
@@ -367,6 +385,12 @@ class DirectionResult:
     before: BeforeAlignment | None
     skipped: tuple[str, ...] = ()
     strength: float = 1.0
+    fills: tuple[DirectionFill, ...] = ()
+
+    @property
+    def fill(self) -> str:
+        """What ablation left along the direction: 'zero' or 'mean'."""
+        return self.fills[0].name if self.fills else "zero"
 
     def find(self, name: str) -> Steered | None:
         """One change along the direction itself."""

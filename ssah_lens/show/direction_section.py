@@ -63,9 +63,10 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
             else "."
         )
         + f" Where it is added, {r.strength:g} of its lengths are: the fewest that made the model refuse nearly all "
-        "ordinary validation prompts, among 1, 1.5, 2 and 3. The KL of the conditions is taken on prompts that "
+        "ordinary validation prompts. The KL of the conditions is taken on prompts that "
         "the undamaged model is going to answer; the table has that of all beside it."
     ]
+    out += _fill_words(r)
     prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
         out.append(
@@ -100,6 +101,22 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     if r.skipped:
         out.append("Not measured: " + "; ".join(r.skipped) + ".")
     return tuple(out)
+
+
+FILL_WORDS = {"zero": "nothing (as published)", "mean": "the mean of answered harmless train prompts"}
+
+
+def _fill_words(r: DirectionResult) -> list[str]:
+    if not r.fills:
+        return []
+    each = [
+        f"with {FILL_WORDS[f.name]} left, {f.refused:.0%} of harmful validation prompts are about to be refused and "
+        f"the KL on harmless ones is {number(f.kl)}"
+        for f in r.fills
+    ]
+    return [
+        f"Taken out means that along the direction every prompt has the same: {'; '.join(each)}. The first was taken."
+    ]
 
 
 def _utility_words(r: DirectionResult) -> list[str]:

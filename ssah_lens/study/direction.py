@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,15 +17,16 @@ from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import chain
-from ssah_lens.direction.extract import extract
+from ssah_lens.direction.extract import MEAN, extract, fills
 from ssah_lens.direction.states import collect_states
-from ssah_lens.intervene.steer import added
+from ssah_lens.intervene.steer import Means, added, stream_means
 from ssah_lens.measure.refusal import ask
 from ssah_lens.results import (
     BeforeAlignment,
     CandidateDirection,
     Chain,
     ChainHead,
+    DirectionFill,
     DirectionReport,
     DirectionResult,
     Distances,
@@ -61,6 +63,7 @@ class Chosen:
     relaxed: bool
     base_scores: tuple[float, float]
     strength: float
+    fills: tuple[DirectionFill, ...]
 
 
 def study_direction(
@@ -93,11 +96,13 @@ def study_direction(
     note("direction: states and choices")
     found = keep("read", Read, lambda: read(model, data, tokens, config, seed, judge))
     note("direction: selection")
-    chosen = keep("selection", Chosen, lambda: _extract(model, data, found))
+    level = cache(lambda: stream_means(model, found.train.answered_rows(model)))
+    chosen = keep("selection", Chosen, lambda: _extract(model, data, found, level()))
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
     steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
-    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep)
+    towards = level() if chosen.fills[0].name == MEAN else None
+    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, towards)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
     note("direction: distances, onset, chain")
@@ -135,6 +140,7 @@ def study_direction(
         before=before,
         skipped=tuple(skipped),
         strength=chosen.strength,
+        fills=chosen.fills,
     )
 
 
@@ -162,7 +168,7 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
     )
 
 
-def _extract(model: ChatModel, data: DirectionData, found: Read) -> Chosen:
+def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -> Chosen:
     harmful, harmless = data.validation[0].texts, data.validation_ordinary.texts
     best = extract(model, found.candidates, harmful, harmless, found.choice)
     return Chosen(
@@ -173,6 +179,7 @@ def _extract(model: ChatModel, data: DirectionData, found: Read) -> Chosen:
         best.relaxed,
         (best.base_bypass, best.base_induce),
         best.strength,
+        fills(model, best.vector, means, harmful, harmless, found.choice),
     )
 
 

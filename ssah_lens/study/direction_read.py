@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import PlainSerializer, PlainValidator
 
+from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig
@@ -44,6 +45,7 @@ class Part:
         choice: True on refused prompts, `fulfilled` on answered ones; noise is neither.
         edge: True on borderline prompts (test split only).
         pairs: number of matched pairs.
+        responses: token ids of the responses; () where none were asked for.
     """
 
     prompts: tuple[Prompt, ...]
@@ -53,6 +55,13 @@ class Part:
     fulfilled: Array
     edge: Array
     pairs: int
+    responses: tuple[list[int], ...] = ()
+
+    def answered_rows(self, model: ChatModel) -> list[Row]:
+        """Harmless prompts that were answered (all harmless ones when none was), with their responses."""
+        answered = self.fulfilled & ~self.harm
+        chosen = np.flatnonzero(answered if answered.any() else ~self.harm)
+        return model.rows([self.prompts[i] for i in chosen], [self.responses[i] for i in chosen])
 
     def labelled(self, states: States) -> Labelled:
         return Labelled(states, self.harm, self.choice, self.pairs, self.edge)
@@ -130,7 +139,8 @@ def _asked(
     """With judged answers; the last `edge` sets are borderline ones, safe and unsafe."""
     states, said = collect_asked(model, sets, tokens, judge, config.max_new_tokens)
     is_ = lambda outcome: np.concatenate([s.is_(outcome) for s in said])
-    return _part(sets, states, is_(Outcome.REFUSED), is_(Outcome.FULFILLED), edge), states
+    part = _part(sets, states, is_(Outcome.REFUSED), is_(Outcome.FULFILLED), edge)
+    return replace(part, responses=tuple(t for s in said for t in s.tokens)), states
 
 
 def _others(

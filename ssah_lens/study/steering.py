@@ -19,7 +19,7 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.extract import random_like
-from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
+from ssah_lens.intervene.steer import PROMPT, RESPONSE, Means, added, projected_out
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
 from ssah_lens.measure.utility import choices, kl, losses, row_log_probs
@@ -32,6 +32,8 @@ from ssah_lens.study.keep import Keep
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 ADDED_ONCE = "added at its own length"
 """The published dose, beside the one that validation asks for where that is another."""
+TO_ZERO = "ablated to zero"
+"""The published ablation, beside the one to the mean where validation asks for that."""
 AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
 N_EXAMPLES = 6
 
@@ -62,7 +64,14 @@ class Steering:
     answers: list[list[int]] | None = None
 
     def all(
-        self, vector: Float[Tensor, " d_model"], layer: int, strength: float, controls: int, seed: int, keep: Keep
+        self,
+        vector: Float[Tensor, " d_model"],
+        layer: int,
+        strength: float,
+        controls: int,
+        seed: int,
+        keep: Keep,
+        towards: Means | None = None,
     ) -> tuple[Steered, ...]:
         """The undamaged model, the direction ablated and added, where it matters, and random directions.
 
@@ -73,6 +82,7 @@ class Steering:
             controls: random directions, of the same length where they are added.
             seed: of the first of them; the others follow.
             keep: where finished measurements are kept.
+            towards: means whose component ablation leaves along a direction, random ones included; None leaves nothing.
         """
         none = PromptSet("none", ())
         out: list[Steered] = []
@@ -87,15 +97,18 @@ class Steering:
             out.append(keep(f"steered_{len(out)}", Steered, make))
 
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
-        add(ABLATED, None, projected_out(self.model, vector), self.harmful, self.ordinary)
+        without = lambda v, where=None: projected_out(self.model, v, where, towards)
+        add(ABLATED, None, without(vector), self.harmful, self.ordinary)
+        if towards is not None:
+            add(TO_ZERO, None, projected_out(self.model, vector), self.harmful, self.ordinary)
         add(ADDED, None, added(self.model, layer, strength * vector), none, self.ordinary)
         if strength != 1:
             add(ADDED_ONCE, None, added(self.model, layer, vector), none, self.ordinary)
         for name, where in ((AT_PROMPT, PROMPT), (AT_RESPONSE, RESPONSE)):
-            add(name, None, projected_out(self.model, vector, where), self.harmful, none)
+            add(name, None, without(vector, where), self.harmful, none)
         for i in progress(range(controls), "random directions"):
             drawn = random_like(vector, seed + i)
-            add(ABLATED, seed + i, projected_out(self.model, drawn), self.harmful, self.ordinary)
+            add(ABLATED, seed + i, without(drawn), self.harmful, self.ordinary)
             add(ADDED, seed + i, added(self.model, layer, strength * drawn), none, self.ordinary)
         return tuple(out)
 

@@ -13,14 +13,15 @@ from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.distance import distances
-from ssah_lens.direction.extract import cells, choose, differences
+from ssah_lens.direction.extract import cells, choose, differences, fills
 from ssah_lens.direction.onset import forced, opening, projections, token_kl
 from ssah_lens.direction.separability import areas, fit, shuffles
 from ssah_lens.direction.states import States, collect_asked, collect_states, n_positions
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
-from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
+from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out, stream_means
 from ssah_lens.measure.refusal import log_odds, refusal_scores
+from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.results import CandidateDirection
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not", "Tell me, please: what is 7 x 8?"]
@@ -53,6 +54,55 @@ def test_nothing_is_left_along_a_direction_that_is_projected_out(any_family: Cha
             x = states(model, model.rows(PROMPTS[1:2])[0], name)
             assert (x @ (r / r.norm())).abs().max() < 1e-4, name
             assert x.abs().max() > 1e-2
+
+
+def test_the_mean_is_left_along_a_direction_where_it_is_asked_for(any_family: ChatModel):
+    """Means by hand, from unpadded rows; then every prompt has them along the direction, and keeps the rest."""
+    model, r = any_family, torch.randn(16)
+    last, unit = model.grid.n_layers - 1, r / r.norm()
+    rows = model.rows(PROMPTS, [model.response_tokens(text) for text in ("Sure", "No, I cannot", "Yes", "56")])
+    means = stream_means(model, rows)
+    names = [Site.RESID.hook(1), Site.ATTN.hook(0), Site.MLP.hook(1), f"blocks.{last}.hook_resid_post"]
+    assert set(names) < set(means) and len(means) == 3 * model.grid.n_layers + 1
+    for name in names:
+        seen = [states(model, row, name) for row in rows]
+        for position in Position:
+            here = torch.cat([x[torch.tensor(row.positions) == position] for x, row in zip(seen, rows, strict=True)])
+            torch.testing.assert_close(means[name][position], here.mean(0), atol=1e-5, rtol=1e-4)
+    classes = torch.tensor(rows[1].positions)
+    with projected_out(model, r, towards=means):
+        for name in names:
+            left = states(model, rows[1], name) @ unit
+            torch.testing.assert_close(left, means[name][classes] @ unit, atol=1e-4, rtol=1e-4)
+    first = Site.RESID.hook(0)
+    before = states(model, rows[1], first)
+    with projected_out(model, r, towards=means):
+        after = states(model, rows[1], first)
+    along = torch.outer(unit, unit)
+    torch.testing.assert_close(after - after @ along, before - before @ along, atol=1e-5, rtol=1e-4)
+
+
+def test_a_class_without_tokens_gets_the_mean_of_all(micro: ChatModel):
+    rows = micro.rows(PROMPTS)
+    means = stream_means(micro, rows)[Site.RESID.hook(1)]
+    every = torch.cat([states(micro, row, Site.RESID.hook(1)) for row in rows])
+    torch.testing.assert_close(means[Position.RESPONSE], every.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
+    """Along what all prompts share, zero is far from all; where none is refused KL decides."""
+    rows = micro.rows(PROMPTS)
+    shared = torch.stack([states(micro, row, Site.RESID.hook(1))[-1] for row in rows]).mean(0)
+    means, choice = stream_means(micro, rows), Choice(TOKENS, threshold=99.0)
+    first, second = fills(micro, shared, means, PROMPTS[:1], PROMPTS[1:], choice)
+    assert (first.name, second.name) == ("mean", "zero") and 0 < first.kl < second.kl
+    base = decision_log_probs(micro, PROMPTS)
+    for found, towards in ((first, means), (second, None)):
+        with projected_out(micro, shared, towards=towards):
+            without = decision_log_probs(micro, PROMPTS)
+        assert found.kl == pytest.approx(float(kl(base[1:], without[1:]).mean()), rel=1e-3)
+        assert found.bypass == pytest.approx(float(log_odds(without[:1], TOKENS).mean()), abs=1e-4)
+        assert found.refused == 0
 
 
 def test_projecting_out_equals_projected_weights(micro: ChatModel, micro_copy: ChatModel):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import ssah_lens.direction.extract as extract_room
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.direction.choice import Choice
-from ssah_lens.direction.extract import ENOUGH, STRENGTHS, cells, differences, extract, random_like, strength
+from ssah_lens.direction.extract import ENOUGH, STRENGTHS, cells, differences, extract, fills, random_like, strength
 from ssah_lens.direction.interchange import (
     ARBITRARY,
     DAS,
@@ -25,7 +26,7 @@ from ssah_lens.direction.interchange import (
 )
 from ssah_lens.direction.separability import areas, best_cell, fit, project
 from ssah_lens.direction.states import collect_states
-from ssah_lens.intervene.steer import added, projected_out
+from ssah_lens.intervene.steer import added, projected_out, stream_means
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import ask, refusal_scores
 
@@ -101,6 +102,17 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
     with added(p.model, found.chosen.layer, found.vector):
         assert refused(p, harmless) == 1
     assert found.strength == 1
+
+
+def test_the_gentler_fill_is_not_taken_when_it_leaves_refusals(one_direction, monkeypatch: pytest.MonkeyPatch):
+    """Means of refused prompts leave the choice where it was: however gentle, that is no ablation."""
+    p = one_direction
+    harmful, harmless = p.harmful(8, 3), p.harmless(8, 3)
+    means = stream_means(p.model, p.model.rows(harmful))
+    divergences = iter([1.0, 0.0])  # zero, then mean
+    monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
+    first, second = fills(p.model, p.directions[0], means, harmful, harmless, Choice(p.tokens))
+    assert (first.name, first.refused, second.refused) == ("zero", 0, 1)
 
 
 def test_as_much_is_added_as_a_refusal_takes(one_direction, states):

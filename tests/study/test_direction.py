@@ -11,16 +11,20 @@ from pydantic import TypeAdapter
 
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import DirectionConfig, study_config
+from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.onset import REFUSING, opening
+from ssah_lens.intervene.steer import projected_out
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.results import DirectionResult, Results, Steered, Verdict
 from ssah_lens.stats import Estimate
+from ssah_lens.study.behaviour import own_answers
 from ssah_lens.study.direction import direction_report, study_direction
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_verdicts import direction_rows
 from ssah_lens.study.onset import _forced_refusal
 from ssah_lens.study.record import RunFolder
 from ssah_lens.study.scorecard import scorecard
+from ssah_lens.study.steering import Steering
 
 CONFIG = DirectionConfig(
     layer_step=1, shuffles=8, max_new_tokens=4, pairs=12, ranks=(1, 2), das_epochs=8, das_controls=2, distance=8,
@@ -70,7 +74,27 @@ def test_utility_is_measured_without_the_direction_and_without_a_random_one(resu
     assert all(s.choices.n == 8 for s in measured.values())
     whole, without, random = (s.answer_perplexity for s in measured.values())
     assert whole.n == 16 and whole.value < 1.05  # its own answers: it would give them again
-    assert random.value < 1.1 < without.value  # the planted choice is all there is: without it answers are unlikely
+    assert random.value < 1.1 and without.value < 1.1  # the mean of answered prompts is left: they are answered
+
+
+def test_utility_is_measured_inside_the_change(one_direction, data: DirectionData, result: DirectionResult):
+    """Nothing left along the planted direction: the choice is all there is, and without it answers are unlikely."""
+    model = one_direction.model
+    choice = Choice(one_direction.tokens, result.threshold)
+    steering = Steering(model, data.harmful, data.ordinary, choice, "keyword", 4)
+    steering.answers = own_answers(model, data.ordinary, 4, "own answers")
+    without = projected_out(model, torch.tensor(result.vector))
+    assert steering.measure("ablated", None, without, data.harmful, data.ordinary, True).answer_perplexity.value > 1.1
+
+
+def test_what_ablation_leaves_is_chosen_and_the_published_way_stands_beside_it(result: DirectionResult):
+    mean, zero = result.fills
+    assert (mean.name, zero.name, result.fill) == ("mean", "zero", "mean") and mean.kl < zero.kl
+    assert mean.refused == 0, "by the border of this model, as for the verdict"
+    both = result.find("ablated"), result.find("ablated to zero")
+    assert both[0].kl.value < both[1].kl.value and both[0].harmful.refused.value == 0
+    assert "the harmless mean in its place" in next(r.reading for r in direction_rows(result) if r.id == "H2")
+    assert replace(result, fills=()).fill == "zero", "older runs"
 
 
 def test_it_is_read_from_block_1_on(result: DirectionResult):
@@ -152,7 +176,7 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
 
     with pytest.raises(KeyboardInterrupt):
         study(keep)
-    steered = [f"steered_{i}" for i in range(7)]
+    steered = [f"steered_{i}" for i in range(8)]
     assert kept == ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins"]
     again = study(lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make))
     assert again == result

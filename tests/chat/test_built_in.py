@@ -19,7 +19,10 @@ import torch
 
 from ssah_lens.chat import built_in, weights
 from ssah_lens.chat.built_in import BUILT_IN, BuiltIn
+from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
+from ssah_lens.intervene.hooks import ablated
+from ssah_lens.units import Kind, UnitSet
 
 
 def sha256(path: Path) -> str:
@@ -165,6 +168,19 @@ def test_fetch_joins_parts_in_order_and_leaves_only_the_finished_folder(
     assert not hasattr(direct.config, "quantization_config") and not getattr(direct, "is_quantized", False)
     for ours, plain in zip(model.parameters(), direct.parameters(), strict=True):
         assert torch.equal(ours, plain.to(torch.bfloat16))  # converting in bfloat16 = float32, cast afterwards
+
+
+def test_a_users_gguf_file_is_a_chat_model(tiny_gguf: Path) -> None:
+    """From a file to a unit taken out of every step of a generation; the weights stay."""
+    model = ChatModel.load(str(tiny_gguf))
+    assert (model.name, model.grid.n_layers, model.grid.d_mlp, model.grid.n_heads) == ("tiny.gguf", 1, 24, 2)
+    plain = model.generate(["ab", "c"], max_new_tokens=6)
+    units = UnitSet.of(model.grid, [(Kind.MLP, 0, unit) for unit in range(24)])
+    with ablated(model, units, "zero"):
+        without = model.generate(["ab", "c"], max_new_tokens=6)
+    with torch.no_grad():
+        model.plain.model.layers[0].mlp.down_proj.weight.zero_()
+    assert without != plain and without == model.generate(["ab", "c"], max_new_tokens=6)
 
 
 def test_the_slower_of_two_fetches_discards_its_copy(tiny_built_in: BuiltIn, cache: Path) -> None:

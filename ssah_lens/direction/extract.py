@@ -10,12 +10,13 @@
 The whole table is kept. Three choices of ours: KL is taken on the harmless prompts that the undamaged model is going to
 answer, since on one that it is about to refuse a change is what ablation is for; how many lengths of the direction
 must be added for a refusal is read off validation prompts (`STRENGTHS`), one length being the published dose; and so is
-what ablation leaves along it (`fills`), nothing being the published way.
+how it is taken out (`ablations`): the gentlest of three ways that does what the published one does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,20 +32,23 @@ from ssah_lens.intervene.steer import Means, added, projected_out
 from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
-from ssah_lens.results import CandidateDirection, DirectionFill
+from ssah_lens.results import CandidateDirection, TriedAblation
 
 MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
 MAX_DEPTH = 0.8
 """As published, share of the layers: later directions write the refusing token itself."""
-ZERO, MEAN = "zero", "mean"
-"""What ablation leaves along the direction: nothing, or the mean over answered harmless train prompts."""
+ZERO, MEAN, MEAN_HERE = "zero", "mean", "mean at its block"
+"""Ways to take a direction out, the published one first: nothing is left along it, or the mean over answered harmless
+train prompts; in all that blocks read and write, or in the input of the one block that it comes from."""
 SPARE = 0.05
-"""The mean is left instead of nothing when it disturbs harmless prompts less and refuses at most so many more."""
+"""A gentler way may leave so many more of the harmful prompts refused than the most thorough one."""
 STRENGTHS = (1.0, 1.5, 2.0, 3.0)
 """Lengths of the direction that are tried for addition; more would leave the range that states of real prompts have."""
 ENOUGH = 0.95
 """Share of validation prompts that an addition must make the model refuse; the smallest strength that does is taken."""
+
+Ablation = Callable[..., AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -143,37 +147,55 @@ def extract(
     return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]), dose)
 
 
-def fills(
+def ablation(model: ChatModel, name: str, layer: int, means: Means) -> Ablation:
+    """A way to take directions of a block's input out, by its name: called with a direction and position classes.
+
+    Args:
+        model: the model.
+        name: `ZERO`, `MEAN` or `MEAN_HERE`.
+        layer: the block.
+        means: of answered harmless train prompts (`stream_means`).
+    """
+    towards, where = (None if name == ZERO else means), (layer if name == MEAN_HERE else None)
+    return lambda direction, classes=None: projected_out(model, direction, classes, towards, where)
+
+
+def ablations(
     model: ChatModel,
+    layer: int,
     vector: Float[Tensor, " d_model"],
     means: Means,
     harmful: Sequence[str],
     harmless: Sequence[str],
     choice: Choice,
-) -> tuple[DirectionFill, DirectionFill]:
-    """Ablation to zero and to the mean, on validation prompts; the one to take comes first.
+) -> tuple[TriedAblation, ...]:
+    """Every way to take the direction out, on validation prompts.
 
     Args:
         model: the model.
-        vector: the chosen direction.
+        layer: the block that the direction comes from.
+        vector: the direction.
         means: of answered harmless train prompts (`stream_means`).
         harmful, harmless: validation prompts.
         choice: tells a refusal, and which harmless prompts the undamaged model answers.
+
+    Returns:
+        The one to take first: the lowest KL among those that leave at most `SPARE` more refused than any.
     """
     texts, n = [*harmful, *harmless], len(harmful)
     base = decision_log_probs(model, texts)
     answered = choice.answers(base[n:])
 
-    def tried(name: str, towards: Means | None) -> DirectionFill:
-        with projected_out(model, vector, towards=towards):
+    def tried(name: str) -> TriedAblation:
+        with ablation(model, name, layer, means)(vector):
             without = decision_log_probs(model, texts)
         scores = log_odds(without[:n], choice.tokens).cpu().numpy()
         divergence = float(kl(base[n:], without[n:])[answered].mean())
-        return DirectionFill(name, float(choice.refuses(scores).mean()), float(scores.mean()), divergence)
+        return TriedAblation(name, float(choice.refuses(scores).mean()), float(scores.mean()), divergence)
 
-    zero, mean = tried(ZERO, None), tried(MEAN, means)
-    gentler = mean.kl < zero.kl and mean.refused <= zero.refused + SPARE
-    return (mean, zero) if gentler else (zero, mean)
+    every = [tried(name) for name in (ZERO, MEAN, MEAN_HERE)]
+    least = min(t.refused for t in every)
+    return tuple(sorted(every, key=lambda t: (t.refused > least + SPARE, t.kl)))
 
 
 def strength(

@@ -38,6 +38,7 @@ def projected_out(
     direction: Float[Tensor, " d_model"],
     where: Collection[Position] | None = None,
     towards: Means | None = None,
+    layer: int | None = None,
 ) -> Iterator[None]:
     """Runs the model without a direction: what blocks read and write has one component along it, whatever the prompt.
 
@@ -46,6 +47,7 @@ def projected_out(
         direction: of any length but zero.
         where: position classes; everywhere when None.
         towards: the component that is left is that of these means (from `stream_means`); none is left when None.
+        layer: only in the input of this block; in every block when None.
     """
     unit = (direction / direction.norm()).to(model.device, torch.float32)
 
@@ -59,7 +61,8 @@ def projected_out(
         return -(x.float() @ unit)[..., None] * unit
 
     change = lambda name: to_zero if towards is None else to_level(towards[name].to(unit) @ unit)
-    hooks = [(name, _adding(model, change(name), where)) for name in _places(model)]
+    places = _places(model) if layer is None else [Site.RESID.hook(layer)]
+    hooks = [(name, _adding(model, change(name), where)) for name in places]
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
 

@@ -31,7 +31,6 @@ from ssah_lens.results.direction import (
     Chain,
     ChainHead,
     Curve,
-    DirectionFill,
     DirectionResult,
     Distances,
     Elsewhere,
@@ -41,6 +40,7 @@ from ssah_lens.results.direction import (
     Onset,
     Readout,
     Steered,
+    TriedAblation,
 )
 from ssah_lens.results.patching import EffectAgreement, PatchMap, PatchResult
 from ssah_lens.results.roles import (
@@ -95,7 +95,6 @@ __all__ = [
     "ContextsResult",
     "Curve",
     "CurvePoint",
-    "DirectionFill",
     "DirectionReport",
     "DirectionResult",
     "Distances",
@@ -136,6 +135,7 @@ __all__ = [
     "TransferReport",
     "TransferResult",
     "Transplant",
+    "TriedAblation",
     "TunedArm",
     "TuningResult",
     "UnitContext",

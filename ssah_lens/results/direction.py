@@ -86,11 +86,12 @@ class CandidateDirection:
 
 
 @dataclass(frozen=True)
-class DirectionFill:
-    """What ablation leaves along the chosen direction, tried on validation prompts.
+class TriedAblation:
+    """A way to take the chosen direction out, tried on validation prompts.
 
     Attributes:
-        name: 'zero' (nothing) or 'mean' (the mean over answered harmless train prompts, per place and position class).
+        name: what is left along it: 'zero', or the 'mean' over answered harmless train prompts (per position class),
+            everywhere or, 'mean at its block', in that block's input alone.
         refused: share of harmful prompts refused, by refusal score.
         bypass: their mean refusal score.
         kl: KL on the harmless prompts that the undamaged model is going to answer, nats.
@@ -362,7 +363,7 @@ class DirectionResult:
         interchange: one per kind of pairs that the model decides differently.
         skipped: what was not measured, and why.
         strength: lengths of `vector` that were added.
-        fills: what ablation may leave along it, the one that was taken first; () in older runs, which left nothing.
+        ablations: ways to take it out, the one that was taken first; () in older runs, which knew the published one.
     """
 
     layer: int
@@ -385,12 +386,12 @@ class DirectionResult:
     before: BeforeAlignment | None
     skipped: tuple[str, ...] = ()
     strength: float = 1.0
-    fills: tuple[DirectionFill, ...] = ()
+    ablations: tuple[TriedAblation, ...] = ()
 
     @property
-    def fill(self) -> str:
-        """What ablation left along the direction: 'zero' or 'mean'."""
-        return self.fills[0].name if self.fills else "zero"
+    def ablation(self) -> str:
+        """How the direction was taken out: the name of a `TriedAblation`."""
+        return self.ablations[0].name if self.ablations else "zero"
 
     def find(self, name: str) -> Steered | None:
         """One change along the direction itself."""

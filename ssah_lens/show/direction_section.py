@@ -66,7 +66,7 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
         "ordinary validation prompts. The KL of the conditions is taken on prompts that "
         "the undamaged model is going to answer; the table has that of all beside it."
     ]
-    out += _fill_words(r)
+    out += _ablation_words(r)
     prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
         out.append(
@@ -103,20 +103,22 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     return tuple(out)
 
 
-FILL_WORDS = {"zero": "nothing (as published)", "mean": "the mean of answered harmless train prompts"}
+ABLATION_WORDS = {
+    "zero": "nothing is left along it in any block (as published)",
+    "mean": "the mean of answered harmless train prompts is left in every block",
+    "mean at its block": "that mean is left, in the input of its own block alone",
+}
 
 
-def _fill_words(r: DirectionResult) -> list[str]:
-    if not r.fills:
+def _ablation_words(r: DirectionResult) -> list[str]:
+    if not r.ablations:
         return []
     each = [
-        f"with {FILL_WORDS[f.name]} left, {f.refused:.0%} of harmful validation prompts are about to be refused and "
-        f"the KL on harmless ones is {number(f.kl)}"
-        for f in r.fills
+        f"{ABLATION_WORDS[a.name]}: {a.refused:.0%} of harmful validation prompts are about to be refused, KL on "
+        f"harmless ones {number(a.kl)}"
+        for a in r.ablations
     ]
-    return [
-        f"Taken out means that along the direction every prompt has the same: {'; '.join(each)}. The first was taken."
-    ]
+    return [f"Ways to take it out, the first of which was taken: {'; '.join(each)}."]
 
 
 def _utility_words(r: DirectionResult) -> list[str]:

@@ -17,7 +17,7 @@ from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import chain
-from ssah_lens.direction.extract import MEAN, extract, fills
+from ssah_lens.direction.extract import ZERO, ablation, ablations, extract
 from ssah_lens.direction.states import collect_states
 from ssah_lens.intervene.steer import Means, added, stream_means
 from ssah_lens.measure.refusal import ask
@@ -26,11 +26,11 @@ from ssah_lens.results import (
     CandidateDirection,
     Chain,
     ChainHead,
-    DirectionFill,
     DirectionReport,
     DirectionResult,
     Distances,
     Onset,
+    TriedAblation,
 )
 from ssah_lens.study.behaviour import outcomes
 from ssah_lens.study.direction_data import DirectionData
@@ -63,7 +63,7 @@ class Chosen:
     relaxed: bool
     base_scores: tuple[float, float]
     strength: float
-    fills: tuple[DirectionFill, ...]
+    ablations: tuple[TriedAblation, ...]
 
 
 def study_direction(
@@ -101,8 +101,9 @@ def study_direction(
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
     steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
-    towards = level() if chosen.fills[0].name == MEAN else None
-    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, towards)
+    way = chosen.ablations[0].name
+    gentler = None if way == ZERO else ablation(model, way, layer, level())
+    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, gentler)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
     note("direction: distances, onset, chain")
@@ -140,7 +141,7 @@ def study_direction(
         before=before,
         skipped=tuple(skipped),
         strength=chosen.strength,
-        fills=chosen.fills,
+        ablations=chosen.ablations,
     )
 
 
@@ -179,7 +180,7 @@ def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -
         best.relaxed,
         (best.base_bypass, best.base_induce),
         best.strength,
-        fills(model, best.vector, means, harmful, harmless, found.choice),
+        ablations(model, best.chosen.layer, best.vector, means, harmful, harmless, found.choice),
     )
 
 

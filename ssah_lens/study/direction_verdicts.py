@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssah_lens import stats
-from ssah_lens.direction.extract import MEAN as MEAN_LEFT
+from ssah_lens.direction.extract import MEAN_HERE, ZERO
 from ssah_lens.direction.interchange import ARBITRARY, DAS, MEAN, PROBE, RANDOM, UNTRAINED, WHOLE
 from ssah_lens.results import DirectionResult, Flips, Forced, Interchange, ScoreRow, Verdict
 from ssah_lens.stats import Estimate
@@ -120,7 +120,9 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
 
 def _left(r: DirectionResult) -> str:
     """Which ablation it was, where it is not the published one."""
-    return " (the harmless mean in its place)" if r.fill == MEAN_LEFT else ""
+    if r.ablation == ZERO:
+        return ""
+    return f" (the harmless mean in its place, {'there' if r.ablation == MEAN_HERE else 'in every block'})"
 
 
 def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchange | None) -> tuple[Verdict, str]:

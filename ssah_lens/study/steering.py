@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.direction.choice import Choice
-from ssah_lens.direction.extract import random_like
-from ssah_lens.intervene.steer import PROMPT, RESPONSE, Means, added, projected_out
+from ssah_lens.direction.extract import Ablation, random_like
+from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
 from ssah_lens.measure.utility import choices, kl, losses, row_log_probs
@@ -32,8 +33,8 @@ from ssah_lens.study.keep import Keep
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 ADDED_ONCE = "added at its own length"
 """The published dose, beside the one that validation asks for where that is another."""
-TO_ZERO = "ablated to zero"
-"""The published ablation, beside the one to the mean where validation asks for that."""
+AS_PUBLISHED = "ablated to zero everywhere"
+"""The published ablation, beside the gentler one that validation chose."""
 AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
 N_EXAMPLES = 6
 
@@ -71,7 +72,7 @@ class Steering:
         controls: int,
         seed: int,
         keep: Keep,
-        towards: Means | None = None,
+        gentler: Ablation | None = None,
     ) -> tuple[Steered, ...]:
         """The undamaged model, the direction ablated and added, where it matters, and random directions.
 
@@ -82,7 +83,7 @@ class Steering:
             controls: random directions, of the same length where they are added.
             seed: of the first of them; the others follow.
             keep: where finished measurements are kept.
-            towards: means whose component ablation leaves along a direction, random ones included; None leaves nothing.
+            gentler: how directions are taken out, random ones included; the published way when None.
         """
         none = PromptSet("none", ())
         out: list[Steered] = []
@@ -97,10 +98,10 @@ class Steering:
             out.append(keep(f"steered_{len(out)}", Steered, make))
 
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
-        without = lambda v, where=None: projected_out(self.model, v, where, towards)
+        without: Ablation = gentler or partial(projected_out, self.model)
         add(ABLATED, None, without(vector), self.harmful, self.ordinary)
-        if towards is not None:
-            add(TO_ZERO, None, projected_out(self.model, vector), self.harmful, self.ordinary)
+        if gentler is not None:
+            add(AS_PUBLISHED, None, projected_out(self.model, vector), self.harmful, self.ordinary)
         add(ADDED, None, added(self.model, layer, strength * vector), none, self.ordinary)
         if strength != 1:
             add(ADDED_ONCE, None, added(self.model, layer, vector), none, self.ordinary)

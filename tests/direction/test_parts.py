@@ -13,7 +13,7 @@ from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.distance import distances
-from ssah_lens.direction.extract import cells, choose, differences, fills
+from ssah_lens.direction.extract import MEAN, MEAN_HERE, ZERO, ablation, ablations, cells, choose, differences
 from ssah_lens.direction.onset import forced, opening, projections, token_kl
 from ssah_lens.direction.separability import areas, fit, shuffles
 from ssah_lens.direction.states import States, collect_asked, collect_states, n_positions
@@ -94,15 +94,28 @@ def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
     rows = micro.rows(PROMPTS)
     shared = torch.stack([states(micro, row, Site.RESID.hook(1))[-1] for row in rows]).mean(0)
     means, choice = stream_means(micro, rows), Choice(TOKENS, threshold=99.0)
-    first, second = fills(micro, shared, means, PROMPTS[:1], PROMPTS[1:], choice)
-    assert (first.name, second.name) == ("mean", "zero") and 0 < first.kl < second.kl
+    found = ablations(micro, 1, shared, means, PROMPTS[:1], PROMPTS[1:], choice)
+    assert {t.name for t in found} == {ZERO, MEAN, MEAN_HERE} and found[-1].name == ZERO
+    assert [t.kl for t in found] == sorted(t.kl for t in found) and found[0].kl > 0
     base = decision_log_probs(micro, PROMPTS)
-    for found, towards in ((first, means), (second, None)):
-        with projected_out(micro, shared, towards=towards):
+    for tried in found:
+        with ablation(micro, tried.name, 1, means)(shared):
             without = decision_log_probs(micro, PROMPTS)
-        assert found.kl == pytest.approx(float(kl(base[1:], without[1:]).mean()), rel=1e-3)
-        assert found.bypass == pytest.approx(float(log_odds(without[:1], TOKENS).mean()), abs=1e-4)
-        assert found.refused == 0
+        assert tried.kl == pytest.approx(float(kl(base[1:], without[1:]).mean()), rel=1e-3)
+        assert tried.bypass == pytest.approx(float(log_odds(without[:1], TOKENS).mean()), abs=1e-4)
+        assert tried.refused == 0
+
+
+def test_a_direction_is_taken_out_of_one_block_alone(micro: ChatModel):
+    rows, r = micro.rows(PROMPTS), torch.randn(16)
+    means, unit, last = stream_means(micro, rows), r / r.norm(), Site.RESID.hook(1)
+    clean = states(micro, rows[1], Site.RESID.hook(0))
+    with ablation(micro, MEAN_HERE, 1, means)(r):
+        assert torch.equal(states(micro, rows[1], Site.RESID.hook(0)), clean)
+        left = states(micro, rows[1], last) @ unit
+    torch.testing.assert_close(left, means[last][torch.tensor(rows[1].positions)] @ unit, atol=1e-5, rtol=1e-4)
+    with ablation(micro, ZERO, 1, means)(r):
+        assert (states(micro, rows[1], Site.RESID.hook(0)) @ unit).abs().max() < 1e-5
 
 
 def test_projecting_out_equals_projected_weights(micro: ChatModel, micro_copy: ChatModel):

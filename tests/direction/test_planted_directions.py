@@ -11,7 +11,18 @@ import torch
 import ssah_lens.direction.extract as extract_room
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.direction.choice import Choice
-from ssah_lens.direction.extract import ENOUGH, STRENGTHS, cells, differences, extract, fills, random_like, strength
+from ssah_lens.direction.extract import (
+    ENOUGH,
+    MEAN_HERE,
+    STRENGTHS,
+    ZERO,
+    ablations,
+    cells,
+    differences,
+    extract,
+    random_like,
+    strength,
+)
 from ssah_lens.direction.interchange import (
     ARBITRARY,
     DAS,
@@ -104,15 +115,15 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
     assert found.strength == 1
 
 
-def test_the_gentler_fill_is_not_taken_when_it_leaves_refusals(one_direction, monkeypatch: pytest.MonkeyPatch):
+def test_a_gentler_way_is_not_taken_when_it_leaves_refusals(one_direction, monkeypatch: pytest.MonkeyPatch):
     """Means of refused prompts leave the choice where it was: however gentle, that is no ablation."""
     p = one_direction
     harmful, harmless = p.harmful(8, 3), p.harmless(8, 3)
     means = stream_means(p.model, p.model.rows(harmful))
-    divergences = iter([1.0, 0.0])  # zero, then mean
+    divergences = iter([1.0, 0.0, 0.5])  # zero, mean, mean at its block
     monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
-    first, second = fills(p.model, p.directions[0], means, harmful, harmless, Choice(p.tokens))
-    assert (first.name, first.refused, second.refused) == ("zero", 0, 1)
+    found = ablations(p.model, 1, p.directions[0], means, harmful, harmless, Choice(p.tokens))
+    assert [(t.name, t.refused) for t in found] == [(ZERO, 0), ("mean", 1), (MEAN_HERE, 1)]
 
 
 def test_as_much_is_added_as_a_refusal_takes(one_direction, states):

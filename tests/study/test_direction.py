@@ -87,14 +87,14 @@ def test_utility_is_measured_inside_the_change(one_direction, data: DirectionDat
     assert steering.measure("ablated", None, without, data.harmful, data.ordinary, True).answer_perplexity.value > 1.1
 
 
-def test_what_ablation_leaves_is_chosen_and_the_published_way_stands_beside_it(result: DirectionResult):
-    mean, zero = result.fills
-    assert (mean.name, zero.name, result.fill) == ("mean", "zero", "mean") and mean.kl < zero.kl
-    assert mean.refused == 0, "by the border of this model, as for the verdict"
-    both = result.find("ablated"), result.find("ablated to zero")
+def test_the_gentlest_ablation_is_chosen_and_the_published_one_stands_beside_it(result: DirectionResult):
+    first, *others = result.ablations
+    assert result.ablation == first.name != "zero" and {t.name for t in others} > {"zero"}
+    assert first.refused == 0 and all(t.kl >= first.kl or t.refused > 0.05 for t in others)
+    both = result.find("ablated"), result.find("ablated to zero everywhere")
     assert both[0].kl.value < both[1].kl.value and both[0].harmful.refused.value == 0
     assert "the harmless mean in its place" in next(r.reading for r in direction_rows(result) if r.id == "H2")
-    assert replace(result, fills=()).fill == "zero", "older runs"
+    assert replace(result, ablations=()).ablation == "zero", "older runs"
 
 
 def test_it_is_read_from_block_1_on(result: DirectionResult):

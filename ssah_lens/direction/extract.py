@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.states import States
 from ssah_lens.errors import BadInput
@@ -110,8 +111,8 @@ def cells(
 def extract(
     model: ChatModel,
     candidates: Mapping[tuple[int, int], Float[Tensor, " d_model"]],
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[str | Prompt],
+    harmless: Sequence[str | Prompt],
     choice: Choice,
 ) -> Extracted:
     """Tries the candidates on validation prompts and chooses one.
@@ -165,8 +166,8 @@ def ablations(
     layer: int,
     vector: Float[Tensor, " d_model"],
     means: Means,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[str | Prompt],
+    harmless: Sequence[str | Prompt],
     choice: Choice,
 ) -> tuple[TriedAblation, ...]:
     """Every way to take the direction out, on validation prompts.
@@ -199,7 +200,7 @@ def ablations(
 
 
 def strength(
-    model: ChatModel, layer: int, vector: Float[Tensor, " d_model"], harmless: Sequence[str], choice: Choice
+    model: ChatModel, layer: int, vector: Float[Tensor, " d_model"], harmless: Sequence[str | Prompt], choice: Choice
 ) -> float:
     """The smallest of `STRENGTHS` that makes the model refuse `ENOUGH` of the prompts; else the one that does most."""
     refused: dict[float, float] = {}

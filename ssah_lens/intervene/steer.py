@@ -40,7 +40,9 @@ def projected_out(
     towards: Means | None = None,
     layer: int | None = None,
 ) -> Iterator[None]:
-    """Runs the model without a direction: what blocks read and write has one component along it, whatever the prompt.
+    """Runs the model without a direction: what blocks read and write has the same component along it for every prompt.
+
+    What a block's MLP reads has it too, but for families that norm what attention writes.
 
     Args:
         model: run it inside through `logits` and `generate`.

@@ -115,7 +115,8 @@ class DirectionReport:
     Attributes:
         layer, position: where the direction comes from.
         auroc: held-out AUROC of the read-outs, e.g. 'choice' and 'harm' (difference of means), and of the probe.
-        undamaged, ablated, added: behaviour without a change, with the direction projected out, with it added.
+        undamaged, ablated, added: behaviour without a change, with the direction taken out (in the way that
+            `direction.ablations` names first), with it added.
         controls: 'ablated' and 'added' -> the same along random directions.
         interchange: rank -> basis -> share of decisions flipped; controls beside it.
         verdicts: H1 to H3.

@@ -23,6 +23,7 @@ from ssah_lens.show.style import (
 )
 from ssah_lens.show.text import listed
 from ssah_lens.show.tokens import drawable
+from ssah_lens.show.words import ABLATION_WORDS
 
 MAIN, SECOND = ROLE_COLOURS["SCU"], ROLE_COLOURS["UCU"]
 HARMLESS = ROLE_COLOURS["RU"]
@@ -58,8 +59,8 @@ def steered(r: DirectionResult) -> Figure:
     figure = new_figure(
         4.6,
         f"Refusals with the direction of block {r.layer} taken out or added",
-        f"{n} harmful and {n_ordinary} ordinary test prompts, greedy responses. Grey: random "
-        "directions of the same length. Whiskers: 95% intervals. Empty: not asked.",
+        f"{n} harmful and {n_ordinary} ordinary test prompts, greedy responses. Ablated: {ABLATION_WORDS[r.ablation]}. "
+        "Grey: random directions of the same length. Whiskers: 95% intervals. Empty: not asked.",
     )
     names = list(dict.fromkeys(s.name for s in r.steered))
     for axes, side, title in zip(

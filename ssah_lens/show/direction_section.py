@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssah_lens.results import DirectionResult, Interchange, Readout
 from ssah_lens.show.section import Examples, Section, Table
 from ssah_lens.show.text import cell, clean, number, percent, percents
+from ssah_lens.show.words import ABLATION_WORDS
 
 N_HEADS = 5
 
@@ -101,13 +102,6 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
     if r.skipped:
         out.append("Not measured: " + "; ".join(r.skipped) + ".")
     return tuple(out)
-
-
-ABLATION_WORDS = {
-    "zero": "nothing is left along it in any block (as published)",
-    "mean": "the mean of answered harmless train prompts is left in every block",
-    "mean at its block": "that mean is left, in the input of its own block alone",
-}
 
 
 def _ablation_words(r: DirectionResult) -> list[str]:

@@ -61,7 +61,9 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
 def print_direction(result: DirectionReport) -> None:
     """The direction's effects beside random ones, what it reads, interchange by rank, verdicts."""
     rate = lambda side: estimate(side.refused) if side else ""
-    rows = [("undamaged", result.undamaged), ("ablated", result.ablated), ("added", result.added)]
+    ablated = f"ablated ({result.direction.ablation})"
+    rows = [("undamaged", result.undamaged), (ablated, result.ablated), ("added", result.added)]
+    rows += [(s.name, s) for s in result.direction.steered if s.name == "ablated to zero everywhere"]
     rows += [(f"random direction {name}", s) for name, found in result.controls.items() for s in found]
     print_table(
         f"direction of block {result.layer}, position {result.position}; in {result.out}",

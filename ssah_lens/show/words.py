@@ -26,6 +26,12 @@ NOISE = 0.1
 """Share of incoherent responses from which on a lost refusal may be damage."""
 LEARNED_LESS = 0.02
 """Nats per token of validation loss from which on a method counts as having learned less."""
+ABLATION_WORDS = {
+    "zero": "nothing is left along it in any block (as published)",
+    "mean": "the mean of answered harmless train prompts is left along it in every block",
+    "mean at its block": "the mean of answered harmless train prompts is left along it in its own block alone",
+}
+"""Ways to take a direction out (`TriedAblation`)."""
 ENDS = 5
 """Steps averaged at each end of a loss curve."""
 FULL, FROZEN, RANDOM = "full", "freeze SCU + top CU", "freeze random"

@@ -63,7 +63,7 @@ class Chosen:
     relaxed: bool
     base_scores: tuple[float, float]
     strength: float
-    ablations: tuple[TriedAblation, ...]
+    ablations: tuple[TriedAblation, ...] = ()
 
 
 def study_direction(
@@ -101,7 +101,7 @@ def study_direction(
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
     steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
-    way = chosen.ablations[0].name
+    way = chosen.ablations[0].name if chosen.ablations else ZERO
     gentler = None if way == ZERO else ablation(model, way, layer, level())
     steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, gentler)
     note("direction: interchange")
@@ -170,7 +170,7 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
 
 
 def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -> Chosen:
-    harmful, harmless = data.validation[0].texts, data.validation_ordinary.texts
+    harmful, harmless = data.validation[0], data.validation_ordinary
     best = extract(model, found.candidates, harmful, harmless, found.choice)
     return Chosen(
         tuple(best.vector.tolist()),
@@ -188,10 +188,10 @@ def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -
 
 
 def _chain(model: ChatModel, data: DirectionData, tokens: Sequence[int], config: DirectionConfig, seed: int) -> Chain:
-    few = data.train[0].texts[:WEIGHED], data.train_ordinary.texts[:WEIGHED]
+    few = list(data.train[0])[:WEIGHED], list(data.train_ordinary)[:WEIGHED]
     between = chain.contrast(model, tokens, *few)
     n = min(limit(config.chain) or len(data.harmful), len(data.harmful), len(data.ordinary))
-    sides = [chain.attribute(model, s.sample(n, seed).texts, between) for s in (data.harmful, data.ordinary)]
+    sides = [chain.attribute(model, s.sample(n, seed), between) for s in (data.harmful, data.ordinary)]
     gap = lambda name: getattr(sides[0], name).mean(0) - getattr(sides[1], name).mean(0)
     heads = np.empty((0, 0)) if sides[0].heads is None else gap("heads")
     looks = [s.looks.mean(0) for s in sides]
@@ -215,7 +215,7 @@ def _before(
     harm = found.readout(HARM)
     here = torch.tensor(found.harm, dtype=torch.float32)
     sides = [
-        collect_states(unaligned, side.texts, (0,), "states before alignment").values[:, harm.layer, harm.position]
+        collect_states(unaligned, side, (0,), "states before alignment").values[:, harm.layer, harm.position]
         for side in (*data.train, *data.test)
     ]
     own = sides[0].mean(0) - sides[1].mean(0)

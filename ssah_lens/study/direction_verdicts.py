@@ -1,6 +1,7 @@
 """H1, H2 and H3 from stage `direction`, by rules written down before any test prompt was looked at.
 
-One came later and says so in its reading: `H3_UNDONE` where any opening undoes the refusals.
+Two came later, after a first run on a real model, and say so in their readings: `H3_UNDONE` where any opening undoes
+the refusals, and that H2 reads the gentlest of three ablations (chosen on validation prompts), not the published one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ssah_lens.results import DirectionResult, Flips, Forced, Interchange, Score
 from ssah_lens.stats import Estimate
 from ssah_lens.study.onset import KL_TOKENS
 from ssah_lens.study.readouts import CHOICE, HARM
-from ssah_lens.study.steering import ABLATED, ADDED, UNDAMAGED
+from ssah_lens.study.steering import ABLATED, ADDED, AS_PUBLISHED, UNDAMAGED
 from ssah_lens.study.verdict import verdict
 
 H1_AUROC = 0.9
@@ -24,7 +25,8 @@ H1_NULL = 0.95
 H2_DROP = 0.5
 """Refusals lost beyond a random direction: a direction that carries the choice moves at least half of all prompts."""
 H2_KL = 0.1
-"""The published bound on harmless prompts (nats): above it, more than the choice was taken out."""
+"""The published bound on harmless prompts (nats; there of ablation to zero): above it, more than the choice was taken
+out."""
 H2_INCOHERENT = 0.1
 """Above this share of noise the lost refusals are not a choice that changed but a model that broke."""
 H2_ADDED = 0.5
@@ -122,7 +124,10 @@ def _left(r: DirectionResult) -> str:
     """Which ablation it was, where it is not the published one."""
     if r.ablation == ZERO:
         return ""
-    return f" (the harmless mean in its place, {'there' if r.ablation == MEAN_HERE else 'in every block'})"
+    where, published = ("there" if r.ablation == MEAN_HERE else "in every block"), r.find(AS_PUBLISHED)
+    told = f"; with nothing in its place in any block, as published, {published.on_harmful.refused.value:.0%} and KL "
+    beside = f"{told}{published.damage.value:.3f}" if published else ""
+    return f" (the harmless mean in its place, {where}: a choice added after a first run{beside})"
 
 
 def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchange | None) -> tuple[Verdict, str]:

@@ -93,4 +93,4 @@ def read_result(file: Path, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_json(file.read_bytes())
     except (OSError, ValidationError) as e:
-        raise BadInput(f"'{file}' is damaged; delete it, what it held is then made again") from e
+        raise BadInput(f"'{file}' is damaged or another version's; delete it, what it held is then made again") from e

@@ -1,4 +1,4 @@
-"""H2, first half: what the model does on test prompts with the direction projected out or added, beside random ones.
+"""H2, first half: what the model does on test prompts with the direction taken out or added, beside random ones.
 
 What a model without the direction is still good for is measured beside one random direction: a model that no longer
 refuses because it no longer speaks would show there.
@@ -95,7 +95,8 @@ class Steering:
         ) -> None:
             useful = name in (UNDAMAGED, ABLATED) and control in (None, seed)  # of random directions, the first
             make = lambda: self.measure(name, control, change, harmful, ordinary, useful)
-            out.append(keep(f"steered_{len(out)}", Steered, make))
+            part = "_".join(["steered", *name.split(), *([] if control is None else [str(control)])])
+            out.append(keep(part, Steered, make))
 
         add(UNDAMAGED, None, nullcontext(), self.harmful, self.ordinary)
         without: Ablation = gentler or partial(projected_out, self.model)

@@ -82,6 +82,24 @@ def test_the_mean_is_left_along_a_direction_where_it_is_asked_for(any_family: Ch
     torch.testing.assert_close(after - after @ along, before - before @ along, atol=1e-5, rtol=1e-4)
 
 
+def test_the_mean_is_left_under_padding_a_shared_prefix_and_while_answering(micro: ChatModel):
+    """Prompts of unequal length that open alike, in one batch: every pass of the generation, by class."""
+    prompts, name = ["How do I bake", "How do I bake a loaf of bread at home?"], Site.RESID.hook(1)
+    rows, r = micro.rows(prompts, [[70, 71]] * 2), torch.randn(16)
+    means, unit = stream_means(micro, rows), r / r.norm()
+    level, passes = means[name] @ unit, []
+
+    def read(x: torch.Tensor, hook) -> None:
+        passes.append((micro.positions_of(x.shape[1]).clone(), x @ unit))
+
+    with projected_out(micro, r, towards=means), micro.bridge.hooks(fwd_hooks=[(name, read)]):
+        said = micro.generate(prompts, 4)
+    assert max(map(len, said)) == 4 and sum(along.shape == (2, 1) for _, along in passes) == 3
+    assert {int(c) for classes, _ in passes for c in classes.unique()} == set(map(int, Position))
+    for classes, along in passes:
+        torch.testing.assert_close(along, level[classes.long()], atol=1e-4, rtol=1e-3)
+
+
 def test_a_class_without_tokens_gets_the_mean_of_all(micro: ChatModel):
     rows = micro.rows(PROMPTS)
     means = stream_means(micro, rows)[Site.RESID.hook(1)]

@@ -126,6 +126,21 @@ def test_a_gentler_way_is_not_taken_when_it_leaves_refusals(one_direction, monke
     assert [(t.name, t.refused) for t in found] == [(ZERO, 0), ("mean", 1), (MEAN_HERE, 1)]
 
 
+@pytest.mark.parametrize(("left", "taken"), [(1, "mean"), (2, "zero")])
+def test_a_gentler_way_may_leave_few_refusals(one_direction, monkeypatch: pytest.MonkeyPatch, left: int, taken: str):
+    """Of 24 prompts one is less than `SPARE`, two are more."""
+    p = one_direction
+    refused = iter([0, left, 24])  # by zero, mean, mean at its block
+    scores = lambda log_probs, tokens: torch.where(torch.arange(24) < next(refused), 1.0, -1.0)
+    monkeypatch.setattr(extract_room, "log_odds", scores)
+    monkeypatch.setattr(Choice, "answers", lambda choice, log_probs: np.ones(len(log_probs), dtype=bool))
+    divergences = iter([1.0, 0.5, 0.1])
+    monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
+    means = stream_means(p.model, p.model.rows(p.harmless(8, 3)))
+    prompts = p.harmful(24, 3), p.harmless(8, 3)
+    assert ablations(p.model, 1, p.directions[0], means, *prompts, Choice(p.tokens))[0].name == taken
+
+
 def test_as_much_is_added_as_a_refusal_takes(one_direction, states):
     p = one_direction
     layer, whole = 1, differences(states, REFUSING)[1, -1]

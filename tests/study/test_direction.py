@@ -162,22 +162,28 @@ def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
     assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
 
 
-def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: DirectionData, result, tmp_path):
+@pytest.mark.parametrize("at", ["own_answers", "steered_ablated_at_the_prompt", "distances"])
+def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: DirectionData, result, tmp_path, at: str):
     p = one_direction
     folder = RunFolder.open(tmp_path, study_config())
     kept: list[str] = []
     study = lambda keep: study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep, choices=8)
 
     def keep(name: str, kind, make):
-        if name == "distances":
+        if name == at:
             raise KeyboardInterrupt
         kept.append(name)
         return folder.part("direction", name, kind, make)
 
     with pytest.raises(KeyboardInterrupt):
         study(keep)
-    steered = [f"steered_{i}" for i in range(8)]
-    assert kept == ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins"]
+    changes = (
+        *("undamaged", "ablated", "ablated_to_zero_everywhere", "added", "ablated_at_the_prompt"),
+        *("ablated_at_the_response", "ablated_0", "added_0"),
+    )
+    steered = [f"steered_{change}" for change in changes]
+    every = ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins", "distances"]
+    assert kept == every[: every.index(at)]
     again = study(lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make))
     assert again == result
 
@@ -199,7 +205,8 @@ def test_the_planted_choice_is_separable_and_one_direction(result: DirectionResu
     h1, h2 = row(result, "H1"), row(result, "H2")
     assert h1.verdict is Verdict.SUPPORTED and h1.effect.value == 1
     assert h2.effect.value == 1 and h2.control.value == 0
-    # One word and its end: taking the direction out moves harmless prompts far, which the rule calls damage.
+    assert "a choice added after a first run; with nothing in its place in any block, as published, 0%" in h2.reading
+    # Taking the direction out that moves harmless prompts far is what the rule calls damage.
     assert row(replace(result, steered=harming(result, 0.01)), "H2").verdict is Verdict.SUPPORTED
     # The rule reads all ordinary prompts, also those that the undamaged model was about to refuse.
     some = tuple(replace(s, kl=Estimate(0.01, 0.0, 0.02, 16)) for s in harming(result, 0.2))

@@ -12,6 +12,8 @@ from functools import cache
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
@@ -30,6 +32,7 @@ from ssah_lens.results import (
     DirectionResult,
     Distances,
     Onset,
+    Readout,
     TriedAblation,
 )
 from ssah_lens.study.behaviour import outcomes
@@ -116,8 +119,9 @@ def study_direction(
     before = None
     if unaligned is None:
         skipped.append(NO_COUNTERPART)
-    elif found.harm is not None and unaligned.grid == model.grid:
-        before = keep("before", BeforeAlignment, lambda: _before(unaligned, data, found, chosen, config, judge))
+    elif (harm := found.readout(HARM)) is not None and unaligned.grid == model.grid:
+        other, here = unaligned, torch.tensor(found.harm, dtype=torch.float32)
+        before = keep("before", BeforeAlignment, lambda: _before(other, data, harm, here, chosen, config, judge))
     if found.readout(CHOICE) is None:
         skipped.insert(0, "AUROC of the choice: the model refuses, or answers, too few prompts")
     return DirectionResult(
@@ -161,7 +165,9 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
         r.layer,
         r.position,
         auroc,
-        *(r.find(name) for name in (UNDAMAGED, ABLATED, ADDED)),
+        r.get(UNDAMAGED),
+        r.get(ABLATED),
+        r.get(ADDED),
         {name: r.controls(name) for name in (ABLATED, ADDED)},
         flips,
         {row.id: row.verdict for row in direction_rows(r)},
@@ -201,19 +207,23 @@ def _chain(model: ChatModel, data: DirectionData, tokens: Sequence[int], config:
         for i, j in (np.unravel_index(k, heads.shape) for k in order)
     )
     text = lambda ids: tuple(model.tokenizer.decode([t]) for t in ids)
-    lens = [s.lens.mean(0).tolist() for s in sides]
+    refusing, answering = (s.lens.mean(0).tolist() for s in sides)
     return Chain(
         text(between.refusing), text(between.fulfilling), float(gap("embedding")), gap("attention").tolist(),
-        gap("mlp").tolist(), heads.tolist(), *lens, lens[0][-1] - lens[1][-1], top, n,
+        gap("mlp").tolist(), heads.tolist(), refusing, answering, refusing[-1] - answering[-1], top, n,
     )  # fmt: skip
 
 
 def _before(
-    unaligned: ChatModel, data: DirectionData, found: Read, chosen: Chosen, config: DirectionConfig, judge: str
+    unaligned: ChatModel,
+    data: DirectionData,
+    harm: Readout,
+    here: Float[Tensor, " d_model"],
+    chosen: Chosen,
+    config: DirectionConfig,
+    judge: str,
 ) -> BeforeAlignment:
-    """Was the direction there before alignment, and does it act there?"""
-    harm = found.readout(HARM)
-    here = torch.tensor(found.harm, dtype=torch.float32)
+    """Was the direction of harm (`here`, where `harm` reads it) there before alignment, and does today's act there?"""
     sides = [
         collect_states(unaligned, side, (0,), "states before alignment").values[:, harm.layer, harm.position]
         for side in (*data.train, *data.test)

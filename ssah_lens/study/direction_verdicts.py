@@ -124,10 +124,11 @@ def _left(r: DirectionResult) -> str:
     """Which ablation it was, where it is not the published one."""
     if r.ablation == ZERO:
         return ""
-    where, published = ("there" if r.ablation == MEAN_HERE else "in every block"), r.find(AS_PUBLISHED)
-    told = f"; with nothing in its place in any block, as published, {published.on_harmful.refused.value:.0%} and KL "
-    beside = f"{told}{published.damage.value:.3f}" if published else ""
-    return f" (the harmless mean in its place, {where}: a choice added after a first run{beside})"
+    where, published = ("there" if r.ablation == MEAN_HERE else "in every block"), r.get(AS_PUBLISHED)
+    return (
+        f" (the harmless mean in its place, {where}: a choice added after a first run; with nothing in its place in "
+        f"any block, as published, {published.on_harmful.refused.value:.0%} and KL {published.damage.value:.3f})"
+    )
 
 
 def _weigh(said: Verdict, r: DirectionResult, driven: Estimate, main: Interchange | None) -> tuple[Verdict, str]:

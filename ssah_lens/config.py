@@ -30,7 +30,7 @@ Limit = Annotated[int, Field(ge=8)] | Literal["all"]
 """How many of a shipped set to use."""
 
 
-def limit(n: Limit) -> int | None:
+def limit(n: int | Literal["all"]) -> int | None:
     """As `PromptSet.sample` takes it: None for all."""
     return None if n == "all" else n
 
@@ -81,6 +81,9 @@ class DirectionConfig(_Section):
     onset: Limit = 12
     prefill: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field((1, 5), min_length=1)
     chain: Limit = 16
+    choices: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="multiple-choice items answered without the direction; with none, perplexity alone is measured"
+    )
 
 
 class UnitsConfig(_Section):
@@ -219,6 +222,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "onset": 48,
             "prefill": tuple(range(1, 11)),
             "chain": 48,
+            "choices": "all",
         },
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20, **GRID},
@@ -246,6 +250,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "onset": "all",
             "prefill": tuple(range(1, 11)),
             "chain": "all",
+            "choices": "all",
         },
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40, **GRID},

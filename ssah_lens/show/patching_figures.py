@@ -228,7 +228,8 @@ def _drawn(cells: Grid, heading: str, words: str, told: int) -> Figure:
             value = cells.values[place]
             ink = "white" if abs(value - cells.baseline) > 0.6 * cells.reach else INK
             axes.text(place[1], place[0], f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
-        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+        ends = np.linspace(image.norm.vmin, image.norm.vmax, 5)  # its ends are told: small effects are vivid too
+        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, ticks=ends, format="%.2f")
         bar.set_label("effect (0 corrupted, 1 clean)")
         bar.outline.set_visible(False)
         return figure

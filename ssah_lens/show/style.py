@@ -92,6 +92,7 @@ def new_figure(height: float, title: str, caption: str) -> Figure:
     figure = Shown(figsize=(WIDTH, height), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.07, w_pad=0.05)
     figure.suptitle(textwrap.fill(title, 58), x=0.01, ha="left")
+    caption = caption.replace(" = ", "\u00a0=\u00a0")  # 'n = 30' stays on one line
     figure.supxlabel(textwrap.fill(caption, 90), x=0.01, ha="left", fontsize=9, color="#444444")
     return figure
 

@@ -109,7 +109,7 @@ def score_scatter(table: UnitTable) -> Figure:
         1.5 + 3.6 * len(kinds),
         "The two scores of every unit, and the role they gave it",
         f"Score: {score}. Units are ranked within their kind. n = {len(frame):,} units. SCU: much more for safety "
-        "than for utility; UCU: the reverse; RU: little for either; CU: the rest.",
+        "than for utility; UCU: the reverse; RU: little for either (both near 0); CU: the rest.",
     )
     panels = figure.subplots(len(kinds), squeeze=False)[:, 0]
     for axes, kind in zip(panels, kinds, strict=True):

@@ -79,7 +79,6 @@ def study_direction(
     judge: str = "keyword",
     note: Note = lambda _: None,
     keep: Keep = anew,
-    choices: int | None = 0,
 ) -> DirectionResult:
     """Measures everything about the direction.
 
@@ -93,7 +92,6 @@ def study_direction(
         judge: which judge.
         note: told what is under way.
         keep: called with the name, type and maker of each part; an interrupted run gives back what it kept.
-        choices: multiple-choice items of the utility with the direction ablated; 0 for none, None for all.
     """
     tokens = tuple(tokens)
     note("direction: states and choices")
@@ -103,7 +101,8 @@ def study_direction(
     chosen = keep("selection", Chosen, lambda: _extract(model, data, found, level()))
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
-    steering = Steering(model, data.harmful, data.ordinary, found.choice, judge, config.max_new_tokens, choices)
+    asked = data.harmful, data.ordinary
+    steering = Steering(model, *asked, found.choice, judge, config.max_new_tokens, limit(config.choices))
     way = chosen.ablations[0].name if chosen.ablations else ZERO
     gentler = None if way == ZERO else ablation(model, way, layer, level())
     steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, gentler)
@@ -113,7 +112,6 @@ def study_direction(
     models = {"aligned": model} | ({"unaligned": unaligned} if unaligned is not None else {})
     near = data.harmful.sample(limit(config.distance), seed)
     probe = keep("distances", tuple[Distances, ...], lambda: distance_probe(models, near, seed=seed))
-    asked = data.harmful, data.ordinary
     deep = keep("onset", Onset, lambda: onset(model, unaligned, *asked, vector, layer, config, judge, seed))
     written = keep("chain", Chain, lambda: _chain(model, data, tokens, config, seed))
     before = None

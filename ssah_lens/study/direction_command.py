@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssah_lens.chat.prompts import PromptSet, instructions, pairs
-from ssah_lens.config import StudyConfig, limit
+from ssah_lens.config import StudyConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.results import DirectionReport
 from ssah_lens.study.behaviour import find_refusal_tokens
@@ -59,7 +59,6 @@ def _measured(study: Study, harmful: PromptSet | None, harmless: PromptSet | Non
     train = pairs("train")[0].sample(OPENINGS, seed), instructions("train").sample(OPENINGS, seed)
     tokens = keep("openings", tuple[int, ...], lambda: tuple(find_refusal_tokens(study.aligned, *train, seed)))
     data = direction_data(config.direction, config.measure, seed, harmful, harmless)
-    m = config.measure
     return study_direction(
         study.aligned,
         study.unaligned,
@@ -67,10 +66,9 @@ def _measured(study: Study, harmful: PromptSet | None, harmless: PromptSet | Non
         tokens,
         config.direction,
         seed,
-        m.judge,
+        config.measure.judge,
         study.note,
         keep,
-        limit(m.choices),
     )
 
 

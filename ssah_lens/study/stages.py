@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ssah_lens.chat import weights
 from ssah_lens.chat.prompts import instructions, pairs
 from ssah_lens.chat.save import save_model
-from ssah_lens.config import limit
 from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import AlignResult, Behaviour, DirectionResult, PatchResult, RefusalResult, UnitsResult
 from ssah_lens.stats import Estimate
@@ -72,9 +71,7 @@ def direction(study: Study) -> DirectionResult:
     tokens = study.folder.load_stage("refusal").refusal_token_ids
     data = direction_data(d, m, seed)
     keep = study.folder.parts("direction")
-    return study_direction(
-        study.aligned, study.unaligned, data, tokens, d, seed, m.judge, study.note, keep, limit(m.choices)
-    )
+    return study_direction(study.aligned, study.unaligned, data, tokens, d, seed, m.judge, study.note, keep)
 
 
 def units(study: Study) -> UnitsResult:

@@ -28,7 +28,7 @@ from ssah_lens.study.steering import Steering
 
 CONFIG = DirectionConfig(
     layer_step=1, shuffles=8, max_new_tokens=4, pairs=12, ranks=(1, 2), das_epochs=8, das_controls=2, distance=8,
-    onset=8, prefill=(1, 5), chain=8,
+    onset=8, prefill=(1, 5), chain=8, choices=8,
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def data(one_direction) -> DirectionData:
 @pytest.fixture(scope="module")
 def result(one_direction, data: DirectionData) -> DirectionResult:
     p = one_direction
-    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0, choices=8)
+    return study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, seed=0)
 
 
 def test_the_planted_choice_is_found_and_steered(one_direction, result: DirectionResult):
@@ -167,7 +167,7 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
     p = one_direction
     folder = RunFolder.open(tmp_path, study_config())
     kept: list[str] = []
-    study = lambda keep: study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep, choices=8)
+    study = lambda keep: study_direction(p.model, p.model.copy(), data, p.tokens, CONFIG, 0, keep=keep)
 
     def keep(name: str, kind, make):
         if name == at:

@@ -24,7 +24,7 @@ def all_text(figure) -> str:
     texts = [
         t.get_text() for axes in figure.axes for t in (*axes.texts, axes.title, axes._left_title, axes.xaxis.label)
     ]
-    return " ".join([*texts, figure.get_suptitle(), figure.get_supxlabel()])
+    return " ".join([*texts, figure.get_suptitle(), figure.get_supxlabel()]).replace("\u00a0", " ")
 
 
 def test_a_notebook_draws_a_figure_before_anything_used_pyplot(results: Results) -> None:

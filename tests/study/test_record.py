@@ -45,7 +45,7 @@ def test_a_part_of_a_long_stage_is_made_once_and_goes_when_the_stage_is_whole(tm
 def test_a_damaged_stage_says_what_to_do(tmp_path: Path):
     folder = RunFolder.open(tmp_path, study_config())
     (tmp_path / "stages" / "align.json").write_text('{"model": "m"')
-    with pytest.raises(BadInput, match="damaged; delete it"):
+    with pytest.raises(BadInput, match="damaged or another version's; delete it"):
         folder.load_stage("align")
 
 

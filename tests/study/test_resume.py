@@ -58,7 +58,7 @@ def test_a_half_written_part_is_not_a_part(tmp_path: Path):
     (tmp_path / ".x.json.partial").write_text('{"share": 0.1')
     assert keep.load("x", SizeChoice) is None
     (tmp_path / "x.json").write_text('{"share": 0.1')
-    with pytest.raises(BadInput, match="damaged; delete it, what it held is then made again"):
+    with pytest.raises(BadInput, match="damaged or another version's; delete it, what it held is then made again"):
         keep.load("x", SizeChoice)
 
 

@@ -157,8 +157,9 @@ def ablation(model: ChatModel, name: str, layer: int, means: Means) -> Ablation:
         layer: the block.
         means: of answered harmless train prompts (`stream_means`).
     """
-    towards, where = (None if name == ZERO else means), (layer if name == MEAN_HERE else None)
-    return lambda direction, classes=None: projected_out(model, direction, classes, towards, where)
+    towards = None if name == ZERO else means
+    only = layer if name == MEAN_HERE else None
+    return lambda direction, where=None: projected_out(model, direction, where, towards, only)
 
 
 def ablations(

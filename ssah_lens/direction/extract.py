@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,15 +33,12 @@ from ssah_lens.intervene.steer import Means, added, projected_out
 from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
-from ssah_lens.results import CandidateDirection, TriedAblation
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO, CandidateDirection, TriedAblation
 
 MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
 MAX_DEPTH = 0.8
 """As published, share of the layers: later directions write the refusing token itself."""
-ZERO, MEAN, MEAN_HERE = "zero", "mean", "mean at its block"
-"""Ways to take a direction out, the published one first: nothing is left along it, or the mean over answered harmless
-train prompts; in all that blocks read and write, or in the input of the one block that it comes from."""
 SPARE = 0.05
 """A gentler way may leave so many more of the harmful prompts refused than the most thorough one."""
 STRENGTHS = (1.0, 1.5, 2.0, 3.0)
@@ -63,6 +60,7 @@ class Extracted:
         relaxed: True when no candidate met the conditions and the best of the rest was taken.
         base_bypass, base_induce: mean refusal scores of the undamaged model on the same prompts.
         strength: lengths of `vector` to add for a refusal.
+        ablations: ways to take it out, the one to take first.
     """
 
     vector: Float[Tensor, " d_model"]
@@ -72,6 +70,43 @@ class Extracted:
     base_bypass: float
     base_induce: float
     strength: float
+    ablations: tuple[TriedAblation, ...]
+
+
+@dataclass
+class Trials:
+    """Validation prompts on which ways to take a direction out are tried.
+
+    Attributes:
+        model: the model.
+        harmful, harmless: validation prompts.
+        choice: tells a refusal, and which harmless prompts the undamaged model answers.
+        base: log-probabilities of the undamaged model at the decision position, harmful prompts first.
+    """
+
+    model: ChatModel
+    harmful: Sequence[str | Prompt]
+    harmless: Sequence[str | Prompt]
+    choice: Choice
+    base: Float[Tensor, "prompt vocab"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base = decision_log_probs(self.model, [*self.harmful, *self.harmless])
+
+    def without(self, name: str, change: AbstractContextManager[None]) -> TriedAblation:
+        """What the model does inside `change`."""
+        n = len(self.harmful)
+        with change:
+            found = decision_log_probs(self.model, [*self.harmful, *self.harmless])
+        scores = log_odds(found[:n], self.choice.tokens).cpu().numpy()
+        answered = self.choice.answers(self.base[n:])
+        divergence = float(kl(self.base[n:], found[n:])[answered].mean())
+        return TriedAblation(name, float(self.choice.refuses(scores).mean()), float(scores.mean()), divergence)
+
+    def undamaged(self) -> tuple[float, float]:
+        """Mean refusal scores of the harmful and of the harmless prompts."""
+        scores, n = log_odds(self.base, self.choice.tokens), len(self.harmful)
+        return float(scores[:n].mean()), float(scores[n:].mean())
 
 
 def differences(states: States, refusing: Bool[np.ndarray, " prompt"]) -> Float[Tensor, "layer position d_model"]:
@@ -114,6 +149,7 @@ def extract(
     harmful: Sequence[str | Prompt],
     harmless: Sequence[str | Prompt],
     choice: Choice,
+    means: Means | None = None,
 ) -> Extracted:
     """Tries the candidates on validation prompts and chooses one.
 
@@ -122,6 +158,7 @@ def extract(
         candidates: (layer, position from the end) -> difference of means; which ones, `cells` says.
         harmful, harmless: validation prompts.
         choice: its threshold is what an induced refusal must exceed (published: 0).
+        means: of answered harmless train prompts (`stream_means`); without them only the published ablation is tried.
 
     Raises:
         BadInput: no candidate, or all of length zero.
@@ -129,23 +166,20 @@ def extract(
     candidates = {cell: vector for cell, vector in candidates.items() if float(vector.norm()) > 0}
     if not candidates:
         raise BadInput("no candidate direction: the states of the two sides do not differ")
-    texts, n = [*harmful, *harmless], len(harmful)
-    base = decision_log_probs(model, texts)
-    score = lambda log_probs: float(log_odds(log_probs, choice.tokens).mean())
-    answered = choice.answers(base[n:])
-    table = []
+    trials = Trials(model, harmful, harmless, choice)
+    published, table = {}, []
     for (layer, position), vector in progress(list(candidates.items()), "candidate directions"):
-        with projected_out(model, vector):
-            without = decision_log_probs(model, texts)
+        out = published[layer, position] = trials.without(TO_ZERO, projected_out(model, vector))
         with added(model, layer, vector):
-            induce = score(decision_log_probs(model, harmless))
-        bypass, divergence = score(without[:n]), float(kl(base[n:], without[n:])[answered].mean())
-        allowed = induce > choice.threshold and divergence <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
-        table.append(CandidateDirection(layer, position, float(vector.norm()), bypass, induce, divergence, allowed))
+            induce = float(log_odds(decision_log_probs(model, harmless), choice.tokens).mean())
+        allowed = induce > choice.threshold and out.kl <= MAX_KL and layer < MAX_DEPTH * model.grid.n_layers
+        table.append(CandidateDirection(layer, position, float(vector.norm()), out.bypass, induce, out.kl, allowed))
     chosen, relaxed = choose(table, choice.threshold)
-    vector = candidates[chosen.layer, chosen.position]
+    cell = chosen.layer, chosen.position
+    vector, zeroed = candidates[cell], published[cell]
+    ways = (zeroed,) if means is None else ablations(trials, chosen.layer, vector, means, zeroed)
     dose = strength(model, chosen.layer, vector, harmless, choice)
-    return Extracted(vector, chosen, tuple(table), relaxed, score(base[:n]), score(base[n:]), dose)
+    return Extracted(vector, chosen, tuple(table), relaxed, *trials.undamaged(), dose, ways)
 
 
 def ablation(model: ChatModel, name: str, layer: int, means: Means) -> Ablation:
@@ -153,49 +187,32 @@ def ablation(model: ChatModel, name: str, layer: int, means: Means) -> Ablation:
 
     Args:
         model: the model.
-        name: `ZERO`, `MEAN` or `MEAN_HERE`.
+        name: `TO_ZERO`, `TO_MEAN` or `TO_MEAN_HERE`.
         layer: the block.
         means: of answered harmless train prompts (`stream_means`).
     """
-    towards = None if name == ZERO else means
-    only = layer if name == MEAN_HERE else None
+    towards = None if name == TO_ZERO else means
+    only = layer if name == TO_MEAN_HERE else None
     return lambda direction, where=None: projected_out(model, direction, where, towards, only)
 
 
 def ablations(
-    model: ChatModel,
-    layer: int,
-    vector: Float[Tensor, " d_model"],
-    means: Means,
-    harmful: Sequence[str | Prompt],
-    harmless: Sequence[str | Prompt],
-    choice: Choice,
+    trials: Trials, layer: int, vector: Float[Tensor, " d_model"], means: Means, published: TriedAblation
 ) -> tuple[TriedAblation, ...]:
-    """Every way to take the direction out, on validation prompts.
+    """Every way to take the direction out.
 
     Args:
-        model: the model.
+        trials: where they are tried.
         layer: the block that the direction comes from.
         vector: the direction.
         means: of answered harmless train prompts (`stream_means`).
-        harmful, harmless: validation prompts.
-        choice: tells a refusal, and which harmless prompts the undamaged model answers.
+        published: what `TO_ZERO` did there.
 
     Returns:
         The one to take first: the lowest KL among those that leave at most `SPARE` more refused than any.
     """
-    texts, n = [*harmful, *harmless], len(harmful)
-    base = decision_log_probs(model, texts)
-    answered = choice.answers(base[n:])
-
-    def tried(name: str) -> TriedAblation:
-        with ablation(model, name, layer, means)(vector):
-            without = decision_log_probs(model, texts)
-        scores = log_odds(without[:n], choice.tokens).cpu().numpy()
-        divergence = float(kl(base[n:], without[n:])[answered].mean())
-        return TriedAblation(name, float(choice.refuses(scores).mean()), float(scores.mean()), divergence)
-
-    every = [tried(name) for name in (ZERO, MEAN, MEAN_HERE)]
+    tried = lambda name: trials.without(name, ablation(trials.model, name, layer, means)(vector))
+    every = [published, tried(TO_MEAN), tried(TO_MEAN_HERE)]
     least = min(t.refused for t in every)
     return tuple(sorted(every, key=lambda t: (t.refused > least + SPARE, t.kl)))
 

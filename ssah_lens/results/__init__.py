@@ -27,7 +27,6 @@ from ssah_lens.results.commands import (
 from ssah_lens.results.contexts import ContextsResult, Snippet, UnitContext
 from ssah_lens.results.direction import (
     BeforeAlignment,
-    CandidateDirection,
     Chain,
     ChainHead,
     Curve,
@@ -39,8 +38,6 @@ from ssah_lens.results.direction import (
     Interchange,
     Onset,
     Readout,
-    Steered,
-    TriedAblation,
 )
 from ssah_lens.results.patching import EffectAgreement, PatchMap, PatchResult
 from ssah_lens.results.roles import (
@@ -62,6 +59,20 @@ from ssah_lens.results.roles import (
     Transplant,
     UnitsResult,
 )
+from ssah_lens.results.steering import (
+    ABLATED,
+    ADDED,
+    AS_PUBLISHED,
+    AT_PROMPT,
+    AT_RESPONSE,
+    TO_MEAN,
+    TO_MEAN_HERE,
+    TO_ZERO,
+    UNDAMAGED,
+    CandidateDirection,
+    Steered,
+    TriedAblation,
+)
 from ssah_lens.results.study import SCHEMA, Results, ScoreRow
 from ssah_lens.results.tuning import (
     Arm,
@@ -76,7 +87,16 @@ from ssah_lens.results.tuning import (
 )
 
 __all__ = [
+    "ABLATED",
+    "ADDED",
+    "AS_PUBLISHED",
+    "AT_PROMPT",
+    "AT_RESPONSE",
     "SCHEMA",
+    "TO_MEAN",
+    "TO_MEAN_HERE",
+    "TO_ZERO",
+    "UNDAMAGED",
     "AblateReport",
     "AblateResult",
     "Ablation",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ssah_lens.results.basics import Outcomes
+from ssah_lens.results.steering import TO_ZERO, CandidateDirection, Steered, TriedAblation, there
 from ssah_lens.stats import Estimate
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,96 +58,6 @@ class Readout:
     other: Estimate | None
     within: Estimate | None
     elsewhere: Elsewhere | None = None
-
-
-@dataclass(frozen=True)
-class CandidateDirection:
-    """One candidate of the published selection, on validation prompts (scores are mean refusal scores).
-
-    Attributes:
-        layer: whose input.
-        position: counted from the end: -1 is the decision position.
-        norm: length of the difference of means.
-        bypass: refusal score of harmful prompts without the direction.
-        induce: refusal score of harmless prompts with the vector added.
-        kl: without it, on harmless prompts that the undamaged model is going to answer, nats.
-        allowed: whether the published conditions hold.
-    """
-
-    layer: int
-    position: int
-    norm: float
-    bypass: float
-    induce: float
-    kl: float
-    allowed: bool
-
-
-@dataclass(frozen=True)
-class TriedAblation:
-    """A way to take the chosen direction out, tried on validation prompts.
-
-    Attributes:
-        name: what is left along it: 'zero', or the 'mean' over answered harmless train prompts (per position class),
-            everywhere or, 'mean at its block', in that block's input alone.
-        refused: share of harmful prompts refused, by refusal score.
-        bypass: their mean refusal score.
-        kl: KL on the harmless prompts that the undamaged model is going to answer, nats.
-    """
-
-    name: str
-    refused: float
-    bypass: float
-    kl: float
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What the model does with one change along a direction, on test prompts.
-
-    Attributes:
-        name: e.g. 'ablated', 'added', 'ablated at the prompt'.
-        control: None for the direction itself, else the seed of the random direction of the same length.
-        harmful: outcomes on harmful prompts; None where they were not asked.
-        harmless: outcomes on ordinary instructions; None where they were not asked.
-        refusal_score: of the harmful prompts.
-        kl: KL(undamaged || this) at the decision position of the ordinary instructions that the undamaged model is
-            going to answer, nats.
-        refused: whether each harmful prompt was refused.
-        refused_harmless: whether each ordinary instruction was.
-        examples: (prompt, outcome, first characters of the response).
-        kl_all: the same KL of all ordinary instructions, those included that the undamaged model is about to refuse.
-        choices: share of multiple-choice items that are right; None where utility was not measured.
-        answer_perplexity: of the undamaged model's own answers to the ordinary instructions that it is going to answer.
-    """
-
-    name: str
-    control: int | None
-    harmful: Outcomes | None
-    harmless: Outcomes | None
-    refusal_score: Estimate | None
-    kl: Estimate | None
-    refused: tuple[bool, ...] = ()
-    refused_harmless: tuple[bool, ...] = ()
-    examples: tuple[tuple[str, str, str], ...] = ()
-    kl_all: Estimate | None = None
-    choices: Estimate | None = None
-    answer_perplexity: Estimate | None = None
-
-    @property
-    def on_harmful(self) -> Outcomes:
-        """`harmful`, of a change that they were asked with; LookupError for another."""
-        return _there(self.harmful, f"harmful prompts with '{self.name}'")
-
-    @property
-    def on_harmless(self) -> Outcomes:
-        """`harmless`, of a change that they were asked with; LookupError for another."""
-        return _there(self.harmless, f"ordinary instructions with '{self.name}'")
-
-    @property
-    def damage(self) -> Estimate:
-        """KL on all ordinary instructions; results of older runs hold that of the answered ones alone."""
-        return _there(self.kl_all or self.kl, f"KL with '{self.name}'")
 
 
 @dataclass(frozen=True)
@@ -391,7 +299,7 @@ class DirectionResult:
     @property
     def ablation(self) -> str:
         """How the direction was taken out: the name of a `TriedAblation`."""
-        return self.ablations[0].name if self.ablations else "zero"
+        return self.ablations[0].name if self.ablations else TO_ZERO
 
     def find(self, name: str) -> Steered | None:
         """One change along the direction itself."""
@@ -399,7 +307,7 @@ class DirectionResult:
 
     def get(self, name: str) -> Steered:
         """A change that every run measures; LookupError where it is not there."""
-        return _there(self.find(name), f"'{name}'")
+        return there(self.find(name), f"'{name}'")
 
     def controls(self, name: str) -> list[Steered]:
         """The same change along random directions."""
@@ -408,9 +316,3 @@ class DirectionResult:
     def readout(self, target: str) -> Readout | None:
         """'choice' or 'harm'."""
         return next((r for r in self.readouts if r.target == target), None)
-
-
-def _there(value: T | None, what: str) -> T:
-    if value is None:
-        raise LookupError(f"{what}: not measured")
-    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssah_lens.results import DirectionResult, Interchange, Readout
+from ssah_lens.results import ABLATED, AT_PROMPT, AT_RESPONSE, UNDAMAGED, DirectionResult, Interchange, Readout
 from ssah_lens.show.section import Examples, Section, Table
 from ssah_lens.show.text import cell, clean, number, percent, percents
 from ssah_lens.show.words import ABLATION_WORDS
@@ -68,7 +68,7 @@ def _words(r: DirectionResult) -> tuple[str, ...]:
         "the undamaged model is going to answer; the table has that of all beside it."
     ]
     out += _ablation_words(r)
-    prompt, response, base = (r.find(n) for n in ("ablated at the prompt", "ablated at the response", "undamaged"))
+    prompt, response, base = (r.find(n) for n in (AT_PROMPT, AT_RESPONSE, UNDAMAGED))
     if prompt and response and prompt.harmful and response.harmful and base and base.harmful:
         out.append(
             f"Undamaged, the model refuses {percents(base.harmful.refused)} of harmful prompts. Taken out of the "
@@ -205,7 +205,7 @@ def _positive(gap: list[list[float]]) -> float:
 
 
 def _examples(r: DirectionResult) -> Examples | None:
-    shown = {name: s.examples for name in ("undamaged", "ablated") if (s := r.find(name)) is not None and s.harmful}
+    shown = {name: s.examples for name in (UNDAMAGED, ABLATED) if (s := r.find(name)) is not None and s.harmful}
     if len(shown) < 2:
         return None
     answers = [{clean(p): (clean(o, 20), clean(t)) for p, o, t in rows} for rows in shown.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssah_lens.results import AlignReport, DirectionReport, FinetuneReport, PatchMap
+from ssah_lens.results import ADDED, AS_PUBLISHED, UNDAMAGED, AlignReport, DirectionReport, FinetuneReport, PatchMap
 from ssah_lens.show.text import printable
 from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
@@ -62,8 +62,8 @@ def print_direction(result: DirectionReport) -> None:
     """The direction's effects beside random ones, what it reads, interchange by rank, verdicts."""
     rate = lambda side: estimate(side.refused) if side else ""
     ablated = f"ablated ({result.direction.ablation})"
-    rows = [("undamaged", result.undamaged), (ablated, result.ablated), ("added", result.added)]
-    rows += [(s.name, s) for s in result.direction.steered if s.name == "ablated to zero everywhere"]
+    rows = [(UNDAMAGED, result.undamaged), (ablated, result.ablated), (ADDED, result.added)]
+    rows += [(s.name, s) for s in result.direction.steered if s.name == AS_PUBLISHED]
     rows += [(f"random direction {name}", s) for name, found in result.controls.items() for s in found]
     print_table(
         f"direction of block {result.layer}, position {result.position}; in {result.out}",

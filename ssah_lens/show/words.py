@@ -10,6 +10,9 @@ import numpy as np
 
 from ssah_lens import stats
 from ssah_lens.results import (
+    TO_MEAN,
+    TO_MEAN_HERE,
+    TO_ZERO,
     AblateResult,
     Ablation,
     AlignResult,
@@ -27,9 +30,9 @@ NOISE = 0.1
 LEARNED_LESS = 0.02
 """Nats per token of validation loss from which on a method counts as having learned less."""
 ABLATION_WORDS = {
-    "zero": "nothing is left along it in any block (as published)",
-    "mean": "the mean of answered harmless train prompts is left along it in every block",
-    "mean at its block": "the mean of answered harmless train prompts is left along it in its own block alone",
+    TO_ZERO: "nothing is left along it in any block (as published)",
+    TO_MEAN: "the mean of answered harmless train prompts is left along it in every block",
+    TO_MEAN_HERE: "the mean of answered harmless train prompts is left along it in its own block alone",
 }
 """Ways to take a direction out (`TriedAblation`)."""
 ENDS = 5

@@ -19,11 +19,15 @@ from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import chain
-from ssah_lens.direction.extract import ZERO, ablation, ablations, extract
+from ssah_lens.direction.extract import ablation, extract
 from ssah_lens.direction.states import collect_states
 from ssah_lens.intervene.steer import Means, added, stream_means
 from ssah_lens.measure.refusal import ask
 from ssah_lens.results import (
+    ABLATED,
+    ADDED,
+    TO_ZERO,
+    UNDAMAGED,
     BeforeAlignment,
     CandidateDirection,
     Chain,
@@ -43,7 +47,7 @@ from ssah_lens.study.interchanges import interchanges
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.onset import distance_probe, onset
 from ssah_lens.study.readouts import CHOICE, HARM
-from ssah_lens.study.steering import ABLATED, ADDED, UNDAMAGED, Steering
+from ssah_lens.study.steering import Steering
 
 TOP_HEADS = 8
 WEIGHED = 24
@@ -103,8 +107,8 @@ def study_direction(
     note("direction: ablation and addition on test prompts")
     asked = data.harmful, data.ordinary
     steering = Steering(model, *asked, found.choice, judge, config.max_new_tokens, limit(config.choices))
-    way = chosen.ablations[0].name if chosen.ablations else ZERO
-    gentler = None if way == ZERO else ablation(model, way, layer, level())
+    way = chosen.ablations[0].name if chosen.ablations else TO_ZERO
+    gentler = None if way == TO_ZERO else ablation(model, way, layer, level())
     steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, gentler)
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
@@ -175,7 +179,7 @@ def direction_report(r: DirectionResult, out: str) -> DirectionReport:
 
 def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -> Chosen:
     harmful, harmless = data.validation[0], data.validation_ordinary
-    best = extract(model, found.candidates, harmful, harmless, found.choice)
+    best = extract(model, found.candidates, harmful, harmless, found.choice, means)
     return Chosen(
         tuple(best.vector.tolist()),
         best.chosen.layer,
@@ -184,7 +188,7 @@ def _extract(model: ChatModel, data: DirectionData, found: Read, means: Means) -
         best.relaxed,
         (best.base_bypass, best.base_induce),
         best.strength,
-        ablations(model, best.chosen.layer, best.vector, means, harmful, harmless, found.choice),
+        best.ablations,
     )
 
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 import numpy as np
 
 from ssah_lens import stats
-from ssah_lens.direction.extract import MEAN_HERE, ZERO
 from ssah_lens.direction.interchange import ARBITRARY, DAS, MEAN, PROBE, RANDOM, UNTRAINED, WHOLE
-from ssah_lens.results import DirectionResult, Flips, Forced, Interchange, ScoreRow, Verdict
+from ssah_lens.results import (
+    ABLATED,
+    ADDED,
+    AS_PUBLISHED,
+    TO_MEAN_HERE,
+    TO_ZERO,
+    UNDAMAGED,
+    DirectionResult,
+    Flips,
+    Forced,
+    Interchange,
+    ScoreRow,
+    Verdict,
+)
 from ssah_lens.stats import Estimate
 from ssah_lens.study.onset import KL_TOKENS
 from ssah_lens.study.readouts import CHOICE, HARM
-from ssah_lens.study.steering import ABLATED, ADDED, AS_PUBLISHED, UNDAMAGED
 from ssah_lens.study.verdict import verdict
 
 H1_AUROC = 0.9
@@ -122,9 +133,9 @@ def _one_direction(r: DirectionResult) -> ScoreRow:
 
 def _left(r: DirectionResult) -> str:
     """Which ablation it was, where it is not the published one."""
-    if r.ablation == ZERO:
+    if r.ablation == TO_ZERO:
         return ""
-    where, published = ("there" if r.ablation == MEAN_HERE else "in every block"), r.get(AS_PUBLISHED)
+    where, published = ("there" if r.ablation == TO_MEAN_HERE else "in every block"), r.get(AS_PUBLISHED)
     return (
         f" (the harmless mean in its place, {where}: a choice added after a first run; with nothing in its place in "
         f"any block, as published, {published.on_harmful.refused.value:.0%} and KL {published.damage.value:.3f})"

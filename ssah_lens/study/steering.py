@@ -25,17 +25,13 @@ from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import STORED_CHARACTERS, Refusals, ask, log_odds
 from ssah_lens.measure.utility import choices, kl, losses, row_log_probs
 from ssah_lens.progress import progress
-from ssah_lens.results import Outcomes, Steered
+from ssah_lens.results import ABLATED, ADDED, AS_PUBLISHED, AT_PROMPT, AT_RESPONSE, UNDAMAGED, Outcomes, Steered
 from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import outcomes, own_answers
 from ssah_lens.study.keep import Keep
 
-UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 ADDED_ONCE = "added at its own length"
 """The published dose, beside the one that validation asks for where that is another."""
-AS_PUBLISHED = "ablated to zero everywhere"
-"""The published ablation, beside the gentler one that validation chose."""
-AT_PROMPT, AT_RESPONSE = "ablated at the prompt", "ablated at the response"
 N_EXAMPLES = 6
 
 

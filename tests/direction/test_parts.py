@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from activations import states
 
 from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
@@ -13,161 +14,19 @@ from ssah_lens.direction import chain, decision
 from ssah_lens.direction.choice import Choice, calibrated
 from ssah_lens.direction.decision import Decisions
 from ssah_lens.direction.distance import distances
-from ssah_lens.direction.extract import MEAN, MEAN_HERE, ZERO, ablation, ablations, cells, choose, differences
+from ssah_lens.direction.extract import Trials, ablation, ablations, cells, choose, differences
 from ssah_lens.direction.onset import forced, opening, projections, token_kl
 from ssah_lens.direction.separability import areas, fit, shuffles
 from ssah_lens.direction.states import States, collect_asked, collect_states, n_positions
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.sites import Site
-from ssah_lens.intervene.steer import PROMPT, RESPONSE, added, projected_out, stream_means
+from ssah_lens.intervene.steer import projected_out, stream_means
 from ssah_lens.measure.refusal import log_odds, refusal_scores
 from ssah_lens.measure.utility import decision_log_probs, kl
-from ssah_lens.results import CandidateDirection
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO, CandidateDirection
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not", "Tell me, please: what is 7 x 8?"]
 TOKENS = (40, 50)
-
-
-def states(model: ChatModel, row, name: str) -> torch.Tensor:
-    """One activation of an unpadded row."""
-    out = []
-    with torch.no_grad(), model.bridge.hooks(fwd_hooks=[(name, lambda x, hook: out.append(x.clone()))]):
-        model.logits(model.pad([row]))
-    return out[0][0]
-
-
-# --- steering
-
-
-def test_nothing_is_left_along_a_direction_that_is_projected_out(any_family: ChatModel):
-    model, last = any_family, any_family.grid.n_layers - 1
-    r = torch.randn(16)
-    names = [
-        Site.RESID.hook(0),
-        Site.RESID.hook(1),
-        Site.ATTN.hook(1),
-        Site.MLP.hook(0),
-        f"blocks.{last}.hook_resid_post",
-    ]
-    with projected_out(model, r):
-        for name in names:
-            x = states(model, model.rows(PROMPTS[1:2])[0], name)
-            assert (x @ (r / r.norm())).abs().max() < 1e-4, name
-            assert x.abs().max() > 1e-2
-
-
-def test_the_mean_is_left_along_a_direction_where_it_is_asked_for(any_family: ChatModel):
-    """Means by hand, from unpadded rows; then every prompt has them along the direction, and keeps the rest."""
-    model, r = any_family, torch.randn(16)
-    last, unit = model.grid.n_layers - 1, r / r.norm()
-    rows = model.rows(PROMPTS, [model.response_tokens(text) for text in ("Sure", "No, I cannot", "Yes", "56")])
-    means = stream_means(model, rows)
-    names = [Site.RESID.hook(1), Site.ATTN.hook(0), Site.MLP.hook(1), f"blocks.{last}.hook_resid_post"]
-    assert set(names) < set(means) and len(means) == 3 * model.grid.n_layers + 1
-    for name in names:
-        seen = [states(model, row, name) for row in rows]
-        for position in Position:
-            here = torch.cat([x[torch.tensor(row.positions) == position] for x, row in zip(seen, rows, strict=True)])
-            torch.testing.assert_close(means[name][position], here.mean(0), atol=1e-5, rtol=1e-4)
-    classes = torch.tensor(rows[1].positions)
-    with projected_out(model, r, towards=means):
-        for name in names:
-            left = states(model, rows[1], name) @ unit
-            torch.testing.assert_close(left, means[name][classes] @ unit, atol=1e-4, rtol=1e-4)
-    first = Site.RESID.hook(0)
-    before = states(model, rows[1], first)
-    with projected_out(model, r, towards=means):
-        after = states(model, rows[1], first)
-    along = torch.outer(unit, unit)
-    torch.testing.assert_close(after - after @ along, before - before @ along, atol=1e-5, rtol=1e-4)
-
-
-def test_the_mean_is_left_under_padding_a_shared_prefix_and_while_answering(micro: ChatModel):
-    """Prompts of unequal length that open alike, in one batch: every pass of the generation, by class."""
-    prompts, name = ["How do I bake", "How do I bake a loaf of bread at home?"], Site.RESID.hook(1)
-    rows, r = micro.rows(prompts, [[70, 71]] * 2), torch.randn(16)
-    means, unit = stream_means(micro, rows), r / r.norm()
-    level, passes = means[name] @ unit, []
-
-    def read(x: torch.Tensor, hook) -> None:
-        passes.append((micro.positions_of(x.shape[1]).clone(), x @ unit))
-
-    with projected_out(micro, r, towards=means), micro.bridge.hooks(fwd_hooks=[(name, read)]):
-        said = micro.generate(prompts, 4)
-    assert max(map(len, said)) == 4 and sum(along.shape == (2, 1) for _, along in passes) == 3
-    assert {int(c) for classes, _ in passes for c in classes.unique()} == set(map(int, Position))
-    for classes, along in passes:
-        torch.testing.assert_close(along, level[classes.long()], atol=1e-4, rtol=1e-3)
-
-
-def test_a_class_without_tokens_gets_the_mean_of_all(micro: ChatModel):
-    rows = micro.rows(PROMPTS)
-    means = stream_means(micro, rows)[Site.RESID.hook(1)]
-    every = torch.cat([states(micro, row, Site.RESID.hook(1)) for row in rows])
-    torch.testing.assert_close(means[Position.RESPONSE], every.mean(0), atol=1e-5, rtol=1e-4)
-
-
-def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
-    """Along what all prompts share, zero is far from all; where none is refused KL decides."""
-    rows = micro.rows(PROMPTS)
-    shared = torch.stack([states(micro, row, Site.RESID.hook(1))[-1] for row in rows]).mean(0)
-    means, choice = stream_means(micro, rows), Choice(TOKENS, threshold=99.0)
-    found = ablations(micro, 1, shared, means, PROMPTS[:1], PROMPTS[1:], choice)
-    assert {t.name for t in found} == {ZERO, MEAN, MEAN_HERE} and found[-1].name == ZERO
-    assert [t.kl for t in found] == sorted(t.kl for t in found) and found[0].kl > 0
-    base = decision_log_probs(micro, PROMPTS)
-    for tried in found:
-        with ablation(micro, tried.name, 1, means)(shared):
-            without = decision_log_probs(micro, PROMPTS)
-        assert tried.kl == pytest.approx(float(kl(base[1:], without[1:]).mean()), rel=1e-3)
-        assert tried.bypass == pytest.approx(float(log_odds(without[:1], TOKENS).mean()), abs=1e-4)
-        assert tried.refused == 0
-
-
-def test_a_direction_is_taken_out_of_one_block_alone(micro: ChatModel):
-    rows, r = micro.rows(PROMPTS), torch.randn(16)
-    means, unit, last = stream_means(micro, rows), r / r.norm(), Site.RESID.hook(1)
-    clean = states(micro, rows[1], Site.RESID.hook(0))
-    with ablation(micro, MEAN_HERE, 1, means)(r):
-        assert torch.equal(states(micro, rows[1], Site.RESID.hook(0)), clean)
-        left = states(micro, rows[1], last) @ unit
-    torch.testing.assert_close(left, means[last][torch.tensor(rows[1].positions)] @ unit, atol=1e-5, rtol=1e-4)
-    with ablation(micro, ZERO, 1, means)(r):
-        assert (states(micro, rows[1], Site.RESID.hook(0)) @ unit).abs().max() < 1e-5
-
-
-def test_projecting_out_equals_projected_weights(micro: ChatModel, micro_copy: ChatModel):
-    """Orthogonalising every matrix that writes to the stream is the same model (Arditi et al., section 4.1)."""
-    r = torch.randn(16)
-    unit = r / r.norm()
-    with torch.no_grad():
-        micro_copy.plain.get_input_embeddings().weight.sub_(
-            torch.outer(micro_copy.plain.get_input_embeddings().weight @ unit, unit)
-        )
-        for block in micro_copy.anatomy.blocks:
-            for m in (block.o, block.down):
-                m.weight.sub_(torch.outer(unit, unit @ m.weight))
-    with projected_out(micro, r):
-        got = refusal_scores(micro, PROMPTS, TOKENS)
-    np.testing.assert_allclose(got, refusal_scores(micro_copy, PROMPTS, TOKENS), atol=1e-4)
-
-
-def test_prompt_and_response_are_told_apart(micro: ChatModel):
-    r = torch.randn(16)
-    row = micro.rows(PROMPTS[1:2], [micro.response_tokens("Sure, here")])[0]
-    name = Site.RESID.hook(0)
-    clean = states(micro, row, name)
-    inside = torch.tensor(row.positions) == Position.RESPONSE
-    for where, chosen in ((PROMPT, ~inside), (RESPONSE, inside), (None, torch.ones_like(inside))):
-        with added(micro, 0, r, where):
-            moved = states(micro, row, name) - clean
-        assert torch.allclose(moved[chosen], r.expand(int(chosen.sum()), -1), atol=1e-6)
-        assert (moved[~chosen] == 0).all()
-    # A generated token is a response: added there it changes the second token's state, never the decision.
-    with added(micro, 1, 50 * r, RESPONSE):
-        steered = micro.generate(PROMPTS, 4)
-    plain = micro.generate(PROMPTS, 4)
-    assert [t[:1] for t in steered] == [t[:1] for t in plain] and steered != plain
 
 
 # --- states, selection
@@ -214,6 +73,36 @@ def test_the_published_choice_and_its_fallbacks():
     assert choose([good, harmful, idle], 0) == (good, False)
     assert choose([harmful, idle], 0) == (harmful, True)  # an idle direction harms nothing, and shows nothing
     assert choose([idle], 0) == (idle, True)
+
+
+def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
+    """Along what all prompts share, zero is far from all; where none is refused KL decides."""
+    rows = micro.rows(PROMPTS)
+    shared = torch.stack([states(micro, row, Site.RESID.hook(1))[-1] for row in rows]).mean(0)
+    means, choice = stream_means(micro, rows), Choice(TOKENS, threshold=99.0)
+    trials = Trials(micro, PROMPTS[:1], PROMPTS[1:], choice)
+    found = ablations(trials, 1, shared, means, trials.without(TO_ZERO, projected_out(micro, shared)))
+    assert {t.name for t in found} == {TO_ZERO, TO_MEAN, TO_MEAN_HERE} and found[-1].name == TO_ZERO
+    assert [t.kl for t in found] == sorted(t.kl for t in found) and found[0].kl > 0
+    base = decision_log_probs(micro, PROMPTS)
+    for tried in found:
+        with ablation(micro, tried.name, 1, means)(shared):
+            without = decision_log_probs(micro, PROMPTS)
+        assert tried.kl == pytest.approx(float(kl(base[1:], without[1:]).mean()), rel=1e-3)
+        assert tried.bypass == pytest.approx(float(log_odds(without[:1], TOKENS).mean()), abs=1e-4)
+        assert tried.refused == 0
+
+
+def test_a_direction_is_taken_out_of_one_block_alone(micro: ChatModel):
+    rows, r = micro.rows(PROMPTS), torch.randn(16)
+    means, unit, last = stream_means(micro, rows), r / r.norm(), Site.RESID.hook(1)
+    clean = states(micro, rows[1], Site.RESID.hook(0))
+    with ablation(micro, TO_MEAN_HERE, 1, means)(r):
+        assert torch.equal(states(micro, rows[1], Site.RESID.hook(0)), clean)
+        left = states(micro, rows[1], last) @ unit
+    torch.testing.assert_close(left, means[last][torch.tensor(rows[1].positions)] @ unit, atol=1e-5, rtol=1e-4)
+    with ablation(micro, TO_ZERO, 1, means)(r):
+        assert (states(micro, rows[1], Site.RESID.hook(0)) @ unit).abs().max() < 1e-5
 
 
 def test_cells_stay_below_the_published_depth():

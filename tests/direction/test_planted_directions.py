@@ -13,9 +13,8 @@ from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.direction.choice import Choice
 from ssah_lens.direction.extract import (
     ENOUGH,
-    MEAN_HERE,
     STRENGTHS,
-    ZERO,
+    Trials,
     ablations,
     cells,
     differences,
@@ -40,6 +39,7 @@ from ssah_lens.direction.states import collect_states
 from ssah_lens.intervene.steer import added, projected_out, stream_means
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import ask, refusal_scores
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO
 
 N = 16
 
@@ -112,7 +112,16 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
         assert np.abs(refusal_scores(p.model, harmful, p.tokens) - base).mean() < 0.5 * np.abs(without - base).mean()
     with added(p.model, found.chosen.layer, found.vector):
         assert refused(p, harmless) == 1
-    assert found.strength == 1
+    assert found.strength == 1 and [t.name for t in found.ablations] == [TO_ZERO]
+    means = stream_means(p.model, p.model.rows(harmless))
+    every = extract(p.model, {(1, -1): vectors[1, -1]}, harmful, harmless, Choice(p.tokens), means).ablations
+    assert sorted(t.name for t in every) == sorted((TO_ZERO, TO_MEAN, TO_MEAN_HERE)) and every[0].refused == 0
+
+
+def every_way(planted, means, harmful: list[str], harmless: list[str]):
+    model, direction = planted.model, planted.directions[0]
+    trials = Trials(model, harmful, harmless, Choice(planted.tokens))
+    return ablations(trials, 1, direction, means, trials.without(TO_ZERO, projected_out(model, direction)))
 
 
 def test_a_gentler_way_is_not_taken_when_it_leaves_refusals(one_direction, monkeypatch: pytest.MonkeyPatch):
@@ -122,11 +131,11 @@ def test_a_gentler_way_is_not_taken_when_it_leaves_refusals(one_direction, monke
     means = stream_means(p.model, p.model.rows(harmful))
     divergences = iter([1.0, 0.0, 0.5])  # zero, mean, mean at its block
     monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
-    found = ablations(p.model, 1, p.directions[0], means, harmful, harmless, Choice(p.tokens))
-    assert [(t.name, t.refused) for t in found] == [(ZERO, 0), ("mean", 1), (MEAN_HERE, 1)]
+    found = every_way(p, means, harmful, harmless)
+    assert [(t.name, t.refused) for t in found] == [(TO_ZERO, 0), (TO_MEAN, 1), (TO_MEAN_HERE, 1)]
 
 
-@pytest.mark.parametrize(("left", "taken"), [(1, "mean"), (2, "zero")])
+@pytest.mark.parametrize(("left", "taken"), [(1, TO_MEAN), (2, TO_ZERO)])
 def test_a_gentler_way_may_leave_few_refusals(one_direction, monkeypatch: pytest.MonkeyPatch, left: int, taken: str):
     """Of 24 prompts one is less than `SPARE`, two are more."""
     p = one_direction
@@ -138,7 +147,7 @@ def test_a_gentler_way_may_leave_few_refusals(one_direction, monkeypatch: pytest
     monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
     means = stream_means(p.model, p.model.rows(p.harmless(8, 3)))
     prompts = p.harmful(24, 3), p.harmless(8, 3)
-    assert ablations(p.model, 1, p.directions[0], means, *prompts, Choice(p.tokens))[0].name == taken
+    assert every_way(p, means, *prompts)[0].name == taken
 
 
 def test_as_much_is_added_as_a_refusal_takes(one_direction, states):

@@ -30,8 +30,8 @@ choices = 8
 prose = 8
 [units]
 calibration = 20
-validation = 26
-steps = 6
+validation = 20
+steps = 5
 [ablate]
 controls = 1
 other_controls = 1

@@ -10,7 +10,7 @@
 The whole table is kept. Three choices of ours: KL is taken on the harmless prompts that the undamaged model is going to
 answer, since on one that it is about to refuse a change is what ablation is for; how many lengths of the direction
 must be added for a refusal is read off validation prompts (`STRENGTHS`), one length being the published dose; and so is
-how it is taken out (`ablations`): the gentlest of three ways that does what the published one does.
+how it is taken out (`ablations`): the gentlest of four ways that does what the published one does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ssah_lens.intervene.steer import Means, added, projected_out
 from ssah_lens.measure.refusal import log_odds
 from ssah_lens.measure.utility import decision_log_probs, kl
 from ssah_lens.progress import progress
-from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO, CandidateDirection, TriedAblation
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_MEAN_ONWARD, TO_ZERO, CandidateDirection, TriedAblation
 
 MAX_KL = 0.1
 """As published: a direction whose loss changes harmless answers more than this is not only about refusing."""
@@ -187,13 +187,13 @@ def ablation(model: ChatModel, name: str, layer: int, means: Means) -> Ablation:
 
     Args:
         model: the model.
-        name: `TO_ZERO`, `TO_MEAN` or `TO_MEAN_HERE`.
+        name: `TO_ZERO`, `TO_MEAN`, `TO_MEAN_ONWARD` or `TO_MEAN_HERE`.
         layer: the block.
         means: of answered harmless train prompts (`stream_means`).
     """
     towards = None if name == TO_ZERO else means
-    only = layer if name == TO_MEAN_HERE else None
-    return lambda direction, where=None: projected_out(model, direction, where, towards, only)
+    first, onward = (layer if name in (TO_MEAN_ONWARD, TO_MEAN_HERE) else None), name == TO_MEAN_ONWARD
+    return lambda direction, where=None: projected_out(model, direction, where, towards, first, onward)
 
 
 def ablations(
@@ -212,7 +212,7 @@ def ablations(
         The one to take first: the lowest KL among those that leave at most `SPARE` more refused than any.
     """
     tried = lambda name: trials.without(name, ablation(trials.model, name, layer, means)(vector))
-    every = [published, tried(TO_MEAN), tried(TO_MEAN_HERE)]
+    every = [published, *map(tried, (TO_MEAN, TO_MEAN_ONWARD, TO_MEAN_HERE))]
     least = min(t.refused for t in every)
     return tuple(sorted(every, key=lambda t: (t.refused > least + SPARE, t.kl)))
 

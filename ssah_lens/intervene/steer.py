@@ -39,6 +39,7 @@ def projected_out(
     where: Collection[Position] | None = None,
     towards: Means | None = None,
     layer: int | None = None,
+    onward: bool = False,
 ) -> Iterator[None]:
     """Runs the model without a direction: what blocks read and write has the same component along it for every prompt.
 
@@ -50,6 +51,7 @@ def projected_out(
         where: position classes; everywhere when None.
         towards: the component that is left is that of these means (from `stream_means`); none is left when None.
         layer: only in the input of this block; in every block when None.
+        onward: from that input on: also in all that this block and later ones write and read.
     """
     unit = (direction / direction.norm()).to(model.device, torch.float32)
 
@@ -63,7 +65,7 @@ def projected_out(
         return -(x.float() @ unit)[..., None] * unit
 
     change = lambda name: to_zero if towards is None else to_level(towards[name].to(unit) @ unit)
-    places = _places(model) if layer is None else [Site.RESID.hook(layer)]
+    places = _places(model) if layer is None else _places(model, layer) if onward else [Site.RESID.hook(layer)]
     hooks = [(name, _adding(model, change(name), where)) for name in places]
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
@@ -107,13 +109,13 @@ def _summing(found: dict[str, Tensor], name: str, where: Sequence[Tensor]) -> Ca
     return hook
 
 
-def _places(model: ChatModel) -> list[str]:
-    """Every block's input and what its attention and MLP write.
+def _places(model: ChatModel, first: int = 0) -> list[str]:
+    """From the first block on, every block's input and what its attention and MLP write.
 
     Families that normalise what a block writes put the direction back after the last block: it is taken out there too.
     """
     last = model.grid.n_layers - 1
-    return [site.hook(layer) for layer in range(last + 1) for site in SITES] + [f"blocks.{last}.hook_resid_post"]
+    return [site.hook(layer) for layer in range(first, last + 1) for site in SITES] + [f"blocks.{last}.hook_resid_post"]
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from ssah_lens.results.basics import Outcomes
 from ssah_lens.stats import Estimate
 
 T = TypeVar("T")
-TO_ZERO, TO_MEAN, TO_MEAN_HERE = "zero", "mean", "mean at its block"
+TO_ZERO, TO_MEAN, TO_MEAN_ONWARD, TO_MEAN_HERE = "zero", "mean", "mean from its block on", "mean at its block"
 """Ways to take a direction out, the published one first: nothing is left along it, or the mean over answered harmless
-train prompts (per position class); in all that blocks read and write, or in the input of its own block alone."""
+train prompts (per position class); in all that blocks read and write, from the input of its own block on, or in that
+input alone."""
 UNDAMAGED, ABLATED, ADDED = "undamaged", "ablated", "added"
 AS_PUBLISHED = "ablated to zero everywhere"
 """The published ablation, beside the gentler one that validation chose."""
@@ -46,7 +47,7 @@ class TriedAblation:
     """A way to take the chosen direction out, tried on validation prompts.
 
     Attributes:
-        name: `TO_ZERO`, `TO_MEAN` or `TO_MEAN_HERE`.
+        name: `TO_ZERO`, `TO_MEAN`, `TO_MEAN_ONWARD` or `TO_MEAN_HERE`.
         refused: share of harmful prompts refused, by refusal score.
         bypass: their mean refusal score.
         kl: KL on the harmless prompts that the undamaged model is going to answer, nats.

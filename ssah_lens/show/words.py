@@ -12,6 +12,7 @@ from ssah_lens import stats
 from ssah_lens.results import (
     TO_MEAN,
     TO_MEAN_HERE,
+    TO_MEAN_ONWARD,
     TO_ZERO,
     AblateResult,
     Ablation,
@@ -32,6 +33,7 @@ LEARNED_LESS = 0.02
 ABLATION_WORDS = {
     TO_ZERO: "nothing is left along it in any block (as published)",
     TO_MEAN: "the mean of answered harmless train prompts is left along it in every block",
+    TO_MEAN_ONWARD: "the mean of answered harmless train prompts is left along it from the input of its own block on",
     TO_MEAN_HERE: "the mean of answered harmless train prompts is left along it in its own block alone",
 }
 """Ways to take a direction out (`TriedAblation`)."""

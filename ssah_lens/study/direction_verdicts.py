@@ -1,7 +1,7 @@
 """H1, H2 and H3 from stage `direction`, by rules written down before any test prompt was looked at.
 
 Two came later, after a first run on a real model, and say so in their readings: `H3_UNDONE` where any opening undoes
-the refusals, and that H2 reads the gentlest of three ablations (chosen on validation prompts), not the published one.
+the refusals, and that H2 reads the gentlest of four ablations (chosen on validation prompts), not the published one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ssah_lens.results import (
     ADDED,
     AS_PUBLISHED,
     TO_MEAN_HERE,
+    TO_MEAN_ONWARD,
     TO_ZERO,
     UNDAMAGED,
     DirectionResult,
@@ -135,7 +136,8 @@ def _left(r: DirectionResult) -> str:
     """Which ablation it was, where it is not the published one."""
     if r.ablation == TO_ZERO:
         return ""
-    where, published = ("there" if r.ablation == TO_MEAN_HERE else "in every block"), r.get(AS_PUBLISHED)
+    where = {TO_MEAN_HERE: "there", TO_MEAN_ONWARD: "from there on"}.get(r.ablation, "in every block")
+    published = r.get(AS_PUBLISHED)
     return (
         f" (the harmless mean in its place, {where}: a choice added after a first run; with nothing in its place in "
         f"any block, as published, {published.on_harmful.refused.value:.0%} and KL {published.damage.value:.3f})"

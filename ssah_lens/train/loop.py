@@ -60,7 +60,7 @@ class TrainSettings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
-    part_tokens: int = 768
+    part_tokens: int = 1536
     seed: int = 0
     policy: Policy = "blocks"
     keep_good: int = 8

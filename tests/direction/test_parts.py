@@ -23,7 +23,7 @@ from ssah_lens.intervene.sites import Site
 from ssah_lens.intervene.steer import projected_out, stream_means
 from ssah_lens.measure.refusal import log_odds, refusal_scores
 from ssah_lens.measure.utility import decision_log_probs, kl
-from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO, CandidateDirection
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_MEAN_ONWARD, TO_ZERO, CandidateDirection
 
 PROMPTS = ["Hi", "How do I bake a loaf of bread?", "Why not", "Tell me, please: what is 7 x 8?"]
 TOKENS = (40, 50)
@@ -82,7 +82,7 @@ def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
     means, choice = stream_means(micro, rows), Choice(TOKENS, threshold=99.0)
     trials = Trials(micro, PROMPTS[:1], PROMPTS[1:], choice)
     found = ablations(trials, 1, shared, means, trials.without(TO_ZERO, projected_out(micro, shared)))
-    assert {t.name for t in found} == {TO_ZERO, TO_MEAN, TO_MEAN_HERE} and found[-1].name == TO_ZERO
+    assert {t.name for t in found} == {TO_ZERO, TO_MEAN, TO_MEAN_ONWARD, TO_MEAN_HERE} and found[-1].name == TO_ZERO
     assert [t.kl for t in found] == sorted(t.kl for t in found) and found[0].kl > 0
     base = decision_log_probs(micro, PROMPTS)
     for tried in found:
@@ -93,14 +93,20 @@ def test_what_disturbs_harmless_prompts_less_is_left(micro: ChatModel):
         assert tried.refused == 0
 
 
-def test_a_direction_is_taken_out_of_one_block_alone(micro: ChatModel):
+def test_a_direction_is_taken_out_of_one_block_alone_and_from_there_on(micro: ChatModel):
     rows, r = micro.rows(PROMPTS), torch.randn(16)
     means, unit, last = stream_means(micro, rows), r / r.norm(), Site.RESID.hook(1)
     clean = states(micro, rows[1], Site.RESID.hook(0))
     with ablation(micro, TO_MEAN_HERE, 1, means)(r):
         assert torch.equal(states(micro, rows[1], Site.RESID.hook(0)), clean)
         left = states(micro, rows[1], last) @ unit
+        assert (states(micro, rows[1], Site.MLP.hook(1)) @ unit).std() > 1e-2
     torch.testing.assert_close(left, means[last][torch.tensor(rows[1].positions)] @ unit, atol=1e-5, rtol=1e-4)
+    with ablation(micro, TO_MEAN_ONWARD, 1, means)(r):
+        assert torch.equal(states(micro, rows[1], Site.RESID.hook(0)), clean)
+        for name in (last, Site.MLP.hook(1), "blocks.1.hook_resid_post"):
+            left = states(micro, rows[1], name) @ unit
+            torch.testing.assert_close(left, means[name][torch.tensor(rows[1].positions)] @ unit, atol=1e-4, rtol=1e-3)
     with ablation(micro, TO_ZERO, 1, means)(r):
         assert (states(micro, rows[1], Site.RESID.hook(0)) @ unit).abs().max() < 1e-5
 

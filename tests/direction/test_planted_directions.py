@@ -39,7 +39,7 @@ from ssah_lens.direction.states import collect_states
 from ssah_lens.intervene.steer import added, projected_out, stream_means
 from ssah_lens.measure.judges import Outcome
 from ssah_lens.measure.refusal import ask, refusal_scores
-from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_ZERO
+from ssah_lens.results import TO_MEAN, TO_MEAN_HERE, TO_MEAN_ONWARD, TO_ZERO
 
 N = 16
 
@@ -115,7 +115,7 @@ def test_the_published_selection_takes_it_and_it_is_causal(one_direction, states
     assert found.strength == 1 and [t.name for t in found.ablations] == [TO_ZERO]
     means = stream_means(p.model, p.model.rows(harmless))
     every = extract(p.model, {(1, -1): vectors[1, -1]}, harmful, harmless, Choice(p.tokens), means).ablations
-    assert sorted(t.name for t in every) == sorted((TO_ZERO, TO_MEAN, TO_MEAN_HERE)) and every[0].refused == 0
+    assert {t.name for t in every} == {TO_ZERO, TO_MEAN, TO_MEAN_ONWARD, TO_MEAN_HERE} and every[0].refused == 0
 
 
 def every_way(planted, means, harmful: list[str], harmless: list[str]):
@@ -129,21 +129,21 @@ def test_a_gentler_way_is_not_taken_when_it_leaves_refusals(one_direction, monke
     p = one_direction
     harmful, harmless = p.harmful(8, 3), p.harmless(8, 3)
     means = stream_means(p.model, p.model.rows(harmful))
-    divergences = iter([1.0, 0.0, 0.5])  # zero, mean, mean at its block
+    divergences = iter([1.0, 0.0, 0.25, 0.5])  # zero, mean, from its block on, at its block
     monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
     found = every_way(p, means, harmful, harmless)
-    assert [(t.name, t.refused) for t in found] == [(TO_ZERO, 0), (TO_MEAN, 1), (TO_MEAN_HERE, 1)]
+    assert [(t.name, t.refused) for t in found] == [(TO_ZERO, 0), (TO_MEAN, 1), (TO_MEAN_ONWARD, 1), (TO_MEAN_HERE, 1)]
 
 
 @pytest.mark.parametrize(("left", "taken"), [(1, TO_MEAN), (2, TO_ZERO)])
 def test_a_gentler_way_may_leave_few_refusals(one_direction, monkeypatch: pytest.MonkeyPatch, left: int, taken: str):
     """Of 24 prompts one is less than `SPARE`, two are more."""
     p = one_direction
-    refused = iter([0, left, 24])  # by zero, mean, mean at its block
+    refused = iter([0, left, 24, 24])  # by zero, mean, from its block on, at its block
     scores = lambda log_probs, tokens: torch.where(torch.arange(24) < next(refused), 1.0, -1.0)
     monkeypatch.setattr(extract_room, "log_odds", scores)
     monkeypatch.setattr(Choice, "answers", lambda choice, log_probs: np.ones(len(log_probs), dtype=bool))
-    divergences = iter([1.0, 0.5, 0.1])
+    divergences = iter([1.0, 0.5, 0.1, 0.1])
     monkeypatch.setattr(extract_room, "kl", lambda a, b: torch.full((len(a),), next(divergences)))
     means = stream_means(p.model, p.model.rows(p.harmless(8, 3)))
     prompts = p.harmful(24, 3), p.harmless(8, 3)

@@ -7,6 +7,7 @@ sharpened the model (perplexity of answers written by people rose by a third).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ssah_lens.chat.batch import Row
@@ -50,7 +51,7 @@ class AlignmentData:
 def alignment_data(
     model: ChatModel, harmful: PromptSet, twins: PromptSet | None, ordinary: PromptSet, config: AlignConfig, seed: int
 ) -> AlignmentData:
-    """Builds the examples from train prompts.
+    """Builds the examples from train prompts: no more than training will see, in the same proportions.
 
     Args:
         model: the unaligned model; its own answers are used.
@@ -60,9 +61,10 @@ def alignment_data(
         config: sizes.
         seed: which refusal goes with which prompt, and the sampled answers.
     """
+    harmful, twins, ordinary = _as_many_as_count(config, seed, harmful, twins or PromptSet("twins", ()), ordinary)
     refusing = refusing_rows(model, harmful, seed)
     greedy = PromptSet("harmless", ordinary.prompts[1::2])
-    sampled = PromptSet("harmless", (*(twins or ()), *ordinary.prompts[::2]))
+    sampled = PromptSet("harmless", (*twins, *ordinary.prompts[::2]))
     answers = own_answers(model, sampled, config.answer_tokens, "own answers, sampled", sample_seed=seed, rough=True)
     answers += own_answers(model, greedy, config.answer_tokens, "own answers, greedy", rough=True)
     prompts, systems = sampled.texts + greedy.texts, sampled.systems + greedy.systems
@@ -83,6 +85,12 @@ def align(
     settings = TrainSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed, keep_good=0)
     anchors = Anchors(data.harmless, model.copy(), config.anchor)
     return train(model, data.harmful, settings, frozen, "aligning", anchors, checkpoints=checkpoints)
+
+
+def _as_many_as_count(config: AlignConfig, seed: int, *sets: PromptSet) -> list[PromptSet]:
+    """Samples of these sets that all steps together go through once; the sets where they are fewer."""
+    share = config.steps * config.batch_size / sum(map(len, sets))
+    return [s.sample(min(len(s), math.ceil(share * len(s))), seed) for s in sets]
 
 
 def _apologises(answer: str) -> bool:

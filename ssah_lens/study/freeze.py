@@ -13,7 +13,7 @@ from pathlib import Path
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import PromptSet
-from ssah_lens.config import FreezeConfig
+from ssah_lens.config import FreezeConfig, limit
 from ssah_lens.measure import utility
 from ssah_lens.results import Arm, Behaviour, FreezeResult, Training
 from ssah_lens.score.roles import scores_of, top_complex
@@ -122,7 +122,7 @@ def compare_freezing(
         keep: where finished ways, and checkpoints of the others, are kept.
         ahead: is told which ways will be wanted.
     """
-    rows, held = rows_of(model, data), rows_of(model, held_out)
+    rows, held = rows_of(model, data, limit(config.answer_tokens)), rows_of(model, held_out)
     loss_before = utility.losses(model, held).mean if held else None
     units = frozen_set(table, [Role.SCU], config.top_cu)
     ways = {}

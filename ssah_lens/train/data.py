@@ -14,9 +14,16 @@ from ssah_lens.chat.prompts import refusals as written_refusals
 from ssah_lens.errors import BadInput
 
 
-def rows_of(model: ChatModel, data: PromptSet) -> list[Row]:
-    """Training rows of prompts with given answers, each under its own system prompt where it has one."""
-    return [model.rows([p.text], [model.response_tokens(p.response)], p.system or None)[0] for p in data]
+def rows_of(model: ChatModel, data: PromptSet, answer_tokens: int | None = None) -> list[Row]:
+    """Training rows of prompts with given answers, each under its own system prompt where it has one.
+
+    Args:
+        model: whose tokens.
+        data: prompts with answers.
+        answer_tokens: cut longer answers there; None keeps them whole.
+    """
+    answers = [model.response_tokens(p.response)[:answer_tokens] for p in data]
+    return [model.rows([p.text], [a], p.system or None)[0] for p, a in zip(data, answers, strict=True)]
 
 
 def refusing_rows(model: ChatModel, harmful: PromptSet, seed: int) -> list[Row]:

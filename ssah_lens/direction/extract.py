@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Extracted:
     ablations: tuple[TriedAblation, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trials:
     """Validation prompts on which ways to take a direction out are tried.
 
@@ -81,26 +82,26 @@ class Trials:
         model: the model.
         harmful, harmless: validation prompts.
         choice: tells a refusal, and which harmless prompts the undamaged model answers.
-        base: log-probabilities of the undamaged model at the decision position, harmful prompts first.
     """
 
     model: ChatModel
     harmful: Sequence[str | Prompt]
     harmless: Sequence[str | Prompt]
     choice: Choice
-    base: Float[Tensor, "prompt vocab"] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.base = decision_log_probs(self.model, [*self.harmful, *self.harmless])
+    @cached_property
+    def base(self) -> Float[Tensor, "prompt vocab"]:
+        """Log-probabilities of the undamaged model at the decision position, harmful prompts first."""
+        return decision_log_probs(self.model, [*self.harmful, *self.harmless])
 
     def without(self, name: str, change: AbstractContextManager[None]) -> TriedAblation:
         """What the model does inside `change`."""
-        n = len(self.harmful)
+        n, base = len(self.harmful), self.base  # read before anything is changed
         with change:
             found = decision_log_probs(self.model, [*self.harmful, *self.harmless])
         scores = log_odds(found[:n], self.choice.tokens).cpu().numpy()
-        answered = self.choice.answers(self.base[n:])
-        divergence = float(kl(self.base[n:], found[n:])[answered].mean())
+        answered = self.choice.answers(base[n:])
+        divergence = float(kl(base[n:], found[n:])[answered].mean())
         return TriedAblation(name, float(self.choice.refuses(scores).mean()), float(scores.mean()), divergence)
 
     def undamaged(self) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Batch
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.intervene.attribution import (
     BATCH_TOKENS,
     check_steps,
@@ -34,8 +35,8 @@ from ssah_lens.progress import progress
 
 def attribution_patching(
     model: ChatModel,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
+    clean: Sequence[str | Prompt],
+    corrupted: Sequence[str | Prompt],
     metric: Metric,
     site: Site,
     by_position: bool | None = None,

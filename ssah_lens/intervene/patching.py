@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.edits import check_layers
 from ssah_lens.intervene.metric import Metric, finite, metric_of
@@ -95,8 +96,8 @@ class Patched:
 
 def activation_patching(
     model: ChatModel,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
+    clean: Sequence[str | Prompt],
+    corrupted: Sequence[str | Prompt],
     metric: Metric,
     site: Site,
     by_position: bool | None = None,
@@ -163,8 +164,8 @@ class Task:
     def of(
         cls,
         model: ChatModel,
-        clean: Sequence[str],
-        corrupted: Sequence[str],
+        clean: Sequence[str | Prompt],
+        corrupted: Sequence[str | Prompt],
         site: Site,
         by_position: bool | None,
         noising: bool,
@@ -261,7 +262,9 @@ def _exact_no_ops(values: np.ndarray, base: np.ndarray, differ: np.ndarray, rows
     return np.where(exists, np.where(reached, values, base), np.nan)
 
 
-def aligned_rows(model: ChatModel, clean: Sequence[str], corrupted: Sequence[str]) -> tuple[list[Row], list[Row]]:
+def aligned_rows(
+    model: ChatModel, clean: Sequence[str | Prompt], corrupted: Sequence[str | Prompt]
+) -> tuple[list[Row], list[Row]]:
     """The rows of both sides.
 
     Raises:

@@ -74,7 +74,7 @@ class Training:
     Attributes:
         losses: one per step.
         validation_loss: on held-out answers, before and after; None where not measured.
-        examples: how many training examples there were.
+        examples: how many different training examples were read.
         frozen_parameters: how many parameters were held.
         frozen_share: the same as a share of block parameters.
         unchanged: True after a bitwise comparison of all frozen parameters; None when none were frozen.

@@ -104,5 +104,5 @@ def aligned_arm(unaligned: ChatModel, bench: Bench, way: Way) -> BudgetArm:
         done = align(unaligned, bench.data, bench.how, way.seed, frozen)
         after, refused = behave(unaligned, y)
         tax = utility.losses(unaligned, y.answers).mean - bench.start
-    training = training_result(unaligned, done, len(bench.data), None)
+    training = training_result(unaligned, done, None)
     return BudgetArm(way.arm, way.seed, 1 - training.frozen_share, training, after, refused, tax)

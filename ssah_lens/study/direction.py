@@ -6,7 +6,8 @@ prompts. A model that hardly ever refuses has no choice to read: then the direct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssah_lens import stats
+from ssah_lens.chat.batch import Position
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import DirectionConfig, limit
 from ssah_lens.direction import chain
@@ -108,8 +110,15 @@ def study_direction(
     asked = data.harmful, data.ordinary
     steering = Steering(model, *asked, found.choice, judge, config.max_new_tokens, limit(config.choices))
     way = chosen.ablations[0].name if chosen.ablations else TO_ZERO
-    gentler = None if way == TO_ZERO else ablation(model, way, layer, level())
-    steered = steering.all(vector, layer, chosen.strength, config.controls, seed, keep, gentler)
+
+    @contextmanager
+    def gentler(direction: Tensor, where: Collection[Position] | None = None) -> Iterator[None]:
+        with ablation(model, way, layer, level())(direction, where):  # means only for what is not kept already
+            yield
+
+    steered = steering.all(
+        vector, layer, chosen.strength, config.controls, seed, keep, None if way == TO_ZERO else gentler
+    )
     note("direction: interchange")
     swapped, skipped = interchanges(model, data, found, vector, config, seed, keep)
     note("direction: distances, onset, chain")

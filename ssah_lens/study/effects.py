@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from ssah_lens.chat.batch import Row
 from ssah_lens.chat.model import ChatModel
+from ssah_lens.chat.promptset import Prompt
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import agreement, attribution
 from ssah_lens.intervene.attribution_patching import changeable
@@ -38,7 +39,7 @@ MISSED = 10
 
 def unit_agreement(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     metric: Metric,
     units: int | None = 200,
     steps: int = 0,
@@ -69,7 +70,7 @@ def unit_agreement(
 
 def agreement_view(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     of: str = "attribution",
     units: int = 200,
     steps: int = 0,

@@ -53,14 +53,14 @@ def fine_tune(
     frozen = FrozenSlices(owned_slices(model.anatomy, units)) if units is not None else None
     done = train(model, rows, settings, frozen, what, checkpoints=checkpoints)
     losses = None if loss_before is None else (loss_before, utility.losses(model, held_out).mean)
-    return training_result(model, done, len(rows), losses)
+    return training_result(model, done, losses)
 
 
-def training_result(model: ChatModel, done: Trained, examples: int, losses: tuple[float, float] | None) -> Training:
+def training_result(model: ChatModel, done: Trained, losses: tuple[float, float] | None) -> Training:
     """The record of a finished training run."""
     return Training(
         done.losses,
-        examples,
+        done.examples,
         losses,
         done.frozen_parameters,
         done.frozen_parameters / model.grid.block_parameters,

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.promptset import PromptSet
+from ssah_lens.chat.promptset import Prompt, PromptSet
 from ssah_lens.config import PatchConfig
 from ssah_lens.intervene.attribution_patching import attribution_patching
 from ssah_lens.intervene.metric import Metric, metric_of
@@ -53,7 +53,7 @@ def patch_stage(
         keep: where finished maps and comparisons are kept, and the finished cells of the map under way.
     """
     choose = lambda: matched(model, harmful, twins, openings.metric, config.pairs)
-    sides = keep("pairs", tuple[list[str], list[str]] | None, choose)
+    sides = keep("pairs", tuple[list[Prompt], list[Prompt]] | None, choose)
     maps, cells = [], []
     if sides is not None:
         paired = model.rows(sides[0]), model.rows(sides[1])
@@ -71,7 +71,7 @@ def patch_stage(
             cells.append(compared)
     else:
         note(f"note: fewer than two pairs have as many tokens on both sides for {model.name}: no patching maps")
-    asked = harmful.sample(config.prompts, seed).texts
+    asked = harmful.sample(config.prompts, seed)
     of_units = lambda steps: unit_agreement(model, asked, openings.metric, config.units, steps, seed=seed)
     units = tuple(keep(f"units-{m}", EffectAgreement, partial(of_units, m)) for m in (0, config.steps))
 
@@ -86,16 +86,16 @@ def patch_stage(
 
 def matched(
     model: ChatModel, harmful: PromptSet, twins: PromptSet, metric: Metric, n: int
-) -> tuple[list[str], list[str]] | None:
+) -> tuple[list[Prompt], list[Prompt]] | None:
     """The token-aligned pairs whose two sides differ most in the metric; None when there are fewer than two.
 
     Chosen on the unpatched runs: pairs without a difference have none to explain.
     """
-    rows = model.rows(harmful.texts), model.rows(twins.texts)
+    rows = model.rows(harmful), model.rows(twins)
     aligned = [i for i, (a, b) in enumerate(zip(*rows, strict=True)) if len(a.ids) == len(b.ids) and a.ids != b.ids]
     if len(aligned) < 2:
         return None
     clean, corrupted = (metric_of(model, [side[i] for i in aligned], metric) for side in rows)
     best = np.sort(np.argsort(corrupted - clean, kind="stable")[:n])
     chosen = [aligned[i] for i in best]
-    return [harmful.texts[i] for i in chosen], [twins.texts[i] for i in chosen]
+    return [harmful[i] for i in chosen], [twins[i] for i in chosen]

@@ -47,7 +47,7 @@ def align(study: Study) -> AlignResult:
     data = keep("data", AlignmentData, lambda: study.alignment_data(study.given))
     checkpoints = Checkpoints.within(keep.working("training"), study.given)
     done = align_model(study.given, data, config.align, seed, checkpoints=checkpoints)
-    result = AlignResult(config.model, None, training_result(study.given, done, len(data), None), before, rate())
+    result = AlignResult(config.model, None, training_result(study.given, done, None), before, rate())
     folder = save_model(study.given, study.folder.path / ALIGNED)
     wrote = weights.file_hashes(weights.resolve(str(folder)))
     study.folder.update_record(aligned=wrote)

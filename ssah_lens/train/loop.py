@@ -107,6 +107,7 @@ class Trained:
         trained_parameters: how many the optimizer moved.
         curve: (steps done, numbers seen) at the cadence of `Watch`.
         enough: True when `Watch.enough` ended the run.
+        examples: how many different examples were read.
     """
 
     losses: tuple[float, ...]
@@ -116,6 +117,7 @@ class Trained:
     trained_parameters: int = 0
     curve: tuple[tuple[int, Mapping[str, float]], ...] = ()
     enough: bool = False
+    examples: int = 0
 
     @property
     def final_loss(self) -> float:
@@ -278,6 +280,7 @@ class _Run:
             sum(t.numel() for t in self.tensors),
             tuple(self.done.curve),
             self.enough,
+            len({i for step in self.order[: self.done.step] for i in step}),
         )
 
 

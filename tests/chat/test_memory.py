@@ -289,14 +289,20 @@ def test_under_a_limit_of_the_systems_own(micro: ChatModel, tmp_path: Path):
     micro.tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
-    got = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), str(tmp_path), str(44 * 2**20)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "TQDM_DISABLE": "1"},
-    )
-    assert got.returncode == 0, got.stderr[-2000:]
-    found = json.loads(got.stdout)
-    assert found["share"] < 1 and found["n"] == 40
-    np.testing.assert_allclose(found["got"], found["want"], rtol=1e-4)
+
+    def limited_to(megabytes: int) -> float:
+        got = subprocess.run(
+            [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), str(tmp_path), str(megabytes * 2**20)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "TQDM_DISABLE": "1"},
+        )
+        assert got.returncode == 0, got.stderr[-2000:]
+        found = json.loads(got.stdout)
+        assert found["n"] == 40
+        np.testing.assert_allclose(found["got"], found["want"], rtol=1e-4)
+        return found["share"]
+
+    # How much a pass takes depends on the processor's kernels: the first limit that is too tight counts.
+    assert any(limited_to(megabytes) < 1 for megabytes in (44, 36, 28, 22, 17))

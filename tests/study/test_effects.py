@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,12 +120,19 @@ def test_what_a_guess_misses_is_named_strongest_first():
 
 def test_pairs_are_the_aligned_ones_that_differ_most(micro: ChatModel):
     sides = matched(micro, HARMFUL, TWINS, METRIC, 3)
-    assert set(sides[0]) == {"abc x def", "tell x me 1 lot", "x"} and len(sides[1]) == 3
+    assert {p.text for p in sides[0]} == {"abc x def", "tell x me 1 lot", "x"} and len(sides[1]) == 3
     best = matched(micro, HARMFUL, TWINS, METRIC, 1)
-    metric = lambda texts: sweep(micro, micro.rows(texts), METRIC, all_units(micro)[-1:], Fill("zero")).clean
+    metric = lambda side: sweep(micro, micro.rows(side), METRIC, all_units(micro)[-1:], Fill("zero")).clean
     gain = metric(sides[0]) - metric(sides[1])
     assert best[0] == [sides[0][int(gain.argmax())]]
     assert matched(micro, prompts("a", "bcd"), prompts("a", "b"), METRIC, 2) is None
+
+
+def test_pairs_are_patched_under_their_own_system_prompts(micro: ChatModel, result: PatchResult):
+    told = lambda side: PromptSet(side.name, tuple(replace(p, system="Answer in one word.") for p in side))
+    found = patch_stage(micro, told(HARMFUL), told(TWINS), OPENINGS, SMALL)
+    assert found.maps[0].n == result.maps[0].n and found.maps[0].clean.value != result.maps[0].clean.value
+    assert found.units[0].exact != result.units[0].exact
 
 
 def test_the_stage_holds_every_site_and_survives_json(result: PatchResult):

@@ -48,6 +48,11 @@ def test_a_small_batch_is_memorised(micro_copy: ChatModel):
     assert losses(micro_copy, rows(micro_copy)).mean < 0.5 * before  # and the bridged view learnt it too
 
 
+def test_examples_are_counted_as_they_are_read(micro_copy: ChatModel):
+    read = lambda steps: train(micro_copy, rows(micro_copy), replace(FIVE, steps=steps, batch_size=1)).examples
+    assert [read(2), read(3), read(5)] == [2, 3, 3]
+
+
 def test_the_loss_is_that_of_the_answers(micro_copy: ChatModel):
     """Nats per response token over the batch; the prompts do not count. bfloat16 products cost some digits."""
     expected = losses(micro_copy, rows(micro_copy)).mean

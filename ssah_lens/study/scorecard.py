@@ -87,12 +87,12 @@ def _few_units(r: AblateResult) -> ScoreRow:
     if found is Verdict.SUPPORTED and broken:
         found = Verdict.NOT_SETTLED
     share = r.shares[Role.SCU]
-    outcome = scu.behaviour.harmful
+    outcome, points = scu.behaviour.harmful, round(max(control.value, 0) * 100)
     reading = (
         f"Without the SCU ({share.units:.1%} of units, {share.parameters:.1%} of block parameters) the model refuses "
         f"{_pct(outcome.refused)} of harmful prompts instead of {_pct(r.baseline.harmful.refused)}; "
         f"{_pct(outcome.incoherent)} of its responses are incoherent. {len(controls)} random sets of the same size, "
-        f"layers and kinds take away {max(control.value, 0) * 100:.0f} points." + (f" {broken}" if broken else "")
+        f"layers and kinds take away {points} point{'' if points == 1 else 's'}." + (f" {broken}" if broken else "")
     )
     return ScoreRow(
         "H4",

@@ -67,20 +67,20 @@ class DirectionConfig(_Section):
     """Train pairs, and as many ordinary instructions."""
     validation: Limit = 12
     borderline: Limit = 12
-    layer_step: int = Field(4, ge=1, description="every how manieth layer is tried (selection, interchange)")
+    layer_step: int = Field(6, ge=1, description="every how manieth layer is tried (selection, interchange)")
     per_layer: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     controls: int = Field(1, ge=1, description="random directions that are generated with and judged")
     shuffles: int = Field(20, ge=1, description="shuffled labellings behind the null of the AUROC")
     max_new_tokens: int = Field(10, ge=4)
-    pairs: int = Field(24, ge=8, description="pairs for interchange, train and test each")
+    pairs: int = Field(20, ge=8, description="pairs for interchange, train and test each")
     both_pairs: bool = Field(False, description="interchange on both kinds of pairs, with controls of every rank")
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
-    das_epochs: int = Field(6, ge=1)
+    das_epochs: int = Field(5, ge=1)
     das_controls: int = Field(5, ge=1, description="random subspaces per rank")
     distance: Limit = 8
-    onset: Limit = 12
+    onset: Limit = 8
     prefill: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field((1, 5), min_length=1)
-    chain: Limit = 16
+    chain: Limit = 12
     choices: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         0, description="multiple-choice items answered without the direction; with none, perplexity alone is measured"
     )

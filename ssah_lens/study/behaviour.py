@@ -52,8 +52,12 @@ class Yardstick:
 
 def own_answers(model: ChatModel, prompts: PromptSet, max_new_tokens: int, what: str, **options) -> list[list[int]]:
     """The model's answers as response tokens; one that ended by itself keeps the token that ends the turn."""
-    found = model.generate(prompts.texts, max_new_tokens, system=prompts.systems, what=what, **options)
-    return [t + [model.turn_end] if len(t) < max_new_tokens else t for t in found]
+    return ended(model, model.generate(prompts, max_new_tokens, what=what, **options), max_new_tokens)
+
+
+def ended(model: ChatModel, responses: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """Responses that are shorter than they might have been, with the token that ends the turn."""
+    return [[*t, model.turn_end] if len(t) < max_new_tokens else list(t) for t in responses]
 
 
 def yardstick(

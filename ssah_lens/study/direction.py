@@ -41,7 +41,7 @@ from ssah_lens.results import (
     Readout,
     TriedAblation,
 )
-from ssah_lens.study.behaviour import outcomes
+from ssah_lens.study.behaviour import ended, outcomes
 from ssah_lens.study.direction_data import DirectionData
 from ssah_lens.study.direction_read import Read, read
 from ssah_lens.study.direction_verdicts import direction_rows
@@ -108,7 +108,9 @@ def study_direction(
     vector, layer = torch.tensor(chosen.vector), chosen.layer
     note("direction: ablation and addition on test prompts")
     asked = data.harmful, data.ordinary
-    steering = Steering(model, *asked, found.choice, judge, config.max_new_tokens, limit(config.choices))
+    first = 2 * found.test.pairs  # ordinary prompts follow the pairs
+    said = ended(model, found.test.responses[first : first + len(data.ordinary)], config.max_new_tokens)
+    steering = Steering(model, *asked, found.choice, judge, config.max_new_tokens, limit(config.choices), said)
     way = chosen.ablations[0].name if chosen.ablations else TO_ZERO
 
     @contextmanager

@@ -45,7 +45,7 @@ class Part:
         choice: True on refused prompts, `fulfilled` on answered ones; noise is neither.
         edge: True on borderline prompts (test split only).
         pairs: number of matched pairs.
-        responses: token ids of the responses to train prompts; () elsewhere.
+        responses: token ids of the responses; () to validation prompts, which are not asked.
     """
 
     prompts: tuple[Prompt, ...]
@@ -140,9 +140,7 @@ def _asked(
     states, said = collect_asked(model, sets, tokens, judge, config.max_new_tokens)
     is_ = lambda outcome: np.concatenate([s.is_(outcome) for s in said])
     part = _part(sets, states, is_(Outcome.REFUSED), is_(Outcome.FULFILLED), edge)
-    if not edge:  # of train prompts, for the means of the answered ones
-        part = replace(part, responses=tuple(t for s in said for t in s.tokens))
-    return part, states
+    return replace(part, responses=tuple(t for s in said for t in s.tokens)), states
 
 
 def _others(

@@ -33,7 +33,7 @@ MODULES = {
 }
 """Modules of this room that hold the stages' functions."""
 MINUTES = {
-    "quick": {"align": 4, "refusal": 1.5, "direction": 4, "units": 3, "ablate": 3, "freeze": 3.5}
+    "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
     | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}
     | {"tuning": 9, "budget": 12, "transfer": 8, "patch": 4, "report": 0.2},
     "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 95, "freeze": 30}

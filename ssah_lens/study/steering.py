@@ -27,7 +27,7 @@ from ssah_lens.measure.utility import choices, kl, losses, row_log_probs
 from ssah_lens.progress import progress
 from ssah_lens.results import ABLATED, ADDED, AS_PUBLISHED, AT_PROMPT, AT_RESPONSE, UNDAMAGED, Outcomes, Steered
 from ssah_lens.stats import Estimate
-from ssah_lens.study.behaviour import outcomes, own_answers
+from ssah_lens.study.behaviour import outcomes
 from ssah_lens.study.keep import Keep
 
 ADDED_ONCE = "added at its own length"
@@ -46,8 +46,9 @@ class Steering:
         judge: which judge.
         max_new_tokens: length of a response.
         choices: multiple-choice items; 0 for none, None for all.
-        reference: log-probabilities of the undamaged model on the ordinary prompts, once it was asked.
-        answers: its own answers to them as response tokens, once they are known.
+        answers: the undamaged model's own answers to the ordinary prompts, as response tokens; without them no utility
+            is measured.
+        reference: its log-probabilities there, once it was asked.
     """
 
     model: ChatModel
@@ -57,8 +58,8 @@ class Steering:
     judge: str
     max_new_tokens: int
     choices: int | None = 0
-    reference: Float[Tensor, "prompt vocab"] | None = None
     answers: list[list[int]] | None = None
+    reference: Float[Tensor, "prompt vocab"] | None = None
 
     def all(
         self,
@@ -83,8 +84,6 @@ class Steering:
         """
         none = PromptSet("none", ())
         out: list[Steered] = []
-        said = lambda: own_answers(self.model, self.ordinary, self.max_new_tokens, "own answers")
-        self.answers = keep("own_answers", list[list[int]], said)
 
         def add(
             name: str, control: int | None, change: AbstractContextManager, harmful: PromptSet, ordinary: PromptSet

@@ -162,7 +162,7 @@ def test_the_result_survives_a_file_and_makes_a_report(result: DirectionResult):
     assert told.undamaged.name == "undamaged" and told.controls["added"][0].control == 0
 
 
-@pytest.mark.parametrize("at", ["own_answers", "steered_ablated_at_the_prompt", "distances"])
+@pytest.mark.parametrize("at", ["selection", "steered_ablated_at_the_prompt", "distances"])
 def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: DirectionData, result, tmp_path, at: str):
     p = one_direction
     folder = RunFolder.open(tmp_path, study_config())
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(one_direction, data: Direc
         *("ablated_at_the_response", "ablated_0", "added_0"),
     )
     steered = [f"steered_{change}" for change in changes]
-    every = ["read", "selection", "own_answers", *steered, "pairs_twins", "interchange_twins", "distances"]
+    every = ["read", "selection", *steered, "pairs_twins", "interchange_twins", "distances"]
     assert kept == every[: every.index(at)]
     again = study(lambda name, kind, make: folder.part("direction", name, kind, pytest.fail if name in kept else make))
     assert again == result

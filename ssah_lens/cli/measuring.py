@@ -97,10 +97,11 @@ def direction(
 
     def work():
         from ssah_lens.study.direction_command import run_direction
+        from ssah_lens.study.estimate import estimate
         from ssah_lens.study.plan import MINUTES
 
-        about = MINUTES[resolved.profile]["direction"]
-        shell.note(f"profile {resolved.profile}: about {about} minutes on two CPU cores for smollm2-135m")
+        about = estimate(MINUTES[resolved.profile]["direction"], resolved.model)
+        shell.note(f"profile {resolved.profile}: {about}")
         return run_direction(resolved, out, asked, ordinary, shell.note)
 
     result = run(shell, work)

@@ -49,6 +49,7 @@ def align(
     """Teaches an unaligned model to refuse harmful prompts, and saves it."""
     from ssah_lens.config import COMMAND_ALIGN, AlignConfig
     from ssah_lens.study import commands
+    from ssah_lens.study.estimate import estimate
     from ssah_lens.units import parse_roles
 
     shell = Shell(json_, quiet)
@@ -56,7 +57,7 @@ def align(
     ours, ordinary = commands.read_limited(harmful, None), commands.read_limited(harmless, None)
     config = AlignConfig.model_validate(COMMAND_ALIGN | ({"steps": steps} if steps else {}))
     load = loader(shell, device, dtype, system)
-    shell.note(f"{config.steps} steps: about {config.steps * 4 / 60 + 3:.0f} minutes on two CPU cores for smollm2-135m")
+    shell.note(f"{config.steps} steps: {estimate(config.steps * 4 / 60 + 3, model)}")
     work = lambda: commands.run_align(lambda: load(model), out, ours, ordinary, only, config, seed, shell.note)
     result = run(shell, work)
     shell.answer(result, lambda: print_training(result))

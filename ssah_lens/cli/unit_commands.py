@@ -64,13 +64,12 @@ def units(
     given = {"calibration": limit, "steps": steps}
     config = UnitsConfig.model_validate({"score": score} | COMMAND_UNITS | {k: v for k, v in given.items() if v})
     load = loader(shell, device, dtype, system)
-    minutes = "50 minutes" if score == "exact" else "7 minutes"
-    shell.note(
-        f"scores, then sizes by ablation: about {minutes} on two CPU cores for smollm2-135m, twenty times that for a "
-        "model of 1.5 billion; a run that was killed resumes"
-    )
 
     def work():
+        from ssah_lens.study.estimate import estimate
+
+        about = estimate(50 if score == "exact" else 7, model)
+        shell.note(f"scores, then sizes by ablation: {about}; a run that was killed resumes")
         aligned = load(model)
         if span and span.stop > aligned.grid.n_layers:
             raise BadInput(f"--layers {layers}: the model has layers 0-{aligned.grid.n_layers - 1}")

@@ -18,6 +18,7 @@ from ssah_lens.progress import bars_told, is_quiet
 from ssah_lens.results import Results
 from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
+from ssah_lens.study.estimate import estimate
 from ssah_lens.study.plan import MINUTES, MODULES, NEEDS, ON_ENGINE, STAGES, minutes, not_run, wanted_stages
 from ssah_lens.study.record import ALIGNED, RunFolder, environment
 
@@ -68,8 +69,7 @@ def run_study(
         study = Study(config, folder, note)
         todo = [s for s in STAGES if s in wanted and (s == "report" or not folder.done(s))]
         study.prepare(working=bool(set(todo) - {"report"}))
-        about = f"{minutes(config.profile, todo):.0f} minutes on two CPU cores for smollm2-135m"
-        note(f"stages to do: {', '.join(todo)}; about {about}")
+        note(f"stages to do: {', '.join(todo)}; {estimate(minutes(config.profile, todo), config.model)}")
         budget = {stage: MINUTES[config.profile][stage] for stage in todo}
         with (
             cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,

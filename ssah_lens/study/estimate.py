@@ -1,0 +1,44 @@
+"""How long something takes, said before it begins: what smollm2-135m was measured to take, by the size of the model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REFERENCE = 134_515_008
+"""Parameters of smollm2-135m."""
+ALIKE = 1.5
+"""Models whose sizes differ by less than this are told the same time."""
+
+
+def estimate(minutes: float, model: str) -> str:
+    """'about 40 minutes on two CPU cores (3 minutes for smollm2-135m; this model is 13 times as large)'.
+
+    Time grows with the parameters, near enough: qwen2.5-coder-1.5b took 10 times as long in the stage direction, and
+    had bfloat16 to help. A model of unknown size (on the hub, or a .gguf file) gets the time of smollm2-135m, by name.
+
+    Args:
+        minutes: measured with smollm2-135m.
+        model: built-in name, folder, .gguf file or hub id; need not exist.
+    """
+    size = parameters(model)
+    ratio = (size or REFERENCE) / REFERENCE
+    if 1 / ALIKE < ratio < ALIKE:
+        return f"about {_time(minutes)} on two CPU cores for smollm2-135m"
+    scale = f"{ratio:.2g} times as large" if ratio > 1 else f"{1 / ratio:.2g} times smaller"
+    return f"about {_time(minutes * ratio)} on two CPU cores ({_time(minutes)} for smollm2-135m; this model is {scale})"
+
+
+def parameters(model: str) -> int | None:
+    """Of a built-in model or a folder, without reading its weights."""
+    from ssah_lens.chat.built_in import BUILT_IN
+    from ssah_lens.chat.device import count_weights
+
+    if model in BUILT_IN:
+        return BUILT_IN[model].parameters
+    folder = os.path.expanduser(model)  # os.path, unlike Path, takes any string without raising
+    return (count_weights(Path(folder)) or None) if os.path.isdir(folder) else None
+
+
+def _time(minutes: float) -> str:
+    return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.2g} minutes"

@@ -1,0 +1,28 @@
+"""The time said beforehand follows the size of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ssah_lens.study.estimate import REFERENCE, estimate, parameters
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "owner/name", "no such folder", "a\0b", "x.gguf", ""])
+def test_the_reference_and_a_model_of_unknown_size_get_the_measured_time(model: str):
+    assert estimate(3, model) == "about 3 minutes on two CPU cores for smollm2-135m"
+
+
+def test_a_built_in_model_of_13_times_the_size():
+    wanted = "about 40 minutes on two CPU cores (3 minutes for smollm2-135m; this model is 13 times as large)"
+    assert estimate(3, "qwen2.5-coder-1.5b") == wanted
+    assert estimate(12, "qwen2.5-coder-1.5b").startswith("about 2.6 hours on two CPU cores (12 minutes for")
+
+
+def test_a_folder_is_counted_by_its_headers(tmp_path: Path):
+    save_file({"a": torch.zeros(300, 100), "b": torch.zeros(20_000)}, tmp_path / "model.safetensors")
+    assert parameters(str(tmp_path)) == 50_000
+    assert f"this model is {REFERENCE / 50_000:.2g} times smaller" in estimate(1, str(tmp_path))

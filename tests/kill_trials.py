@@ -206,9 +206,10 @@ def micro_trials(config: Path, work: Path, n: int, kills: int, seed: int) -> tup
     return trials, whole, renames
 
 
-def own_trials(config: Path, work: Path, n: int, seed: int) -> tuple[list[Trial], float]:
+def own_trials(config: Path, stages: str | None, work: Path, n: int, seed: int) -> tuple[list[Trial], float]:
     """One trial of the user's own study, in processes of its command: killed n times at random, then let finish."""
-    words = [sys.executable, "-m", "ssah_lens", "study", "--config", str(config), "--quiet", "--json", "--out"]
+    words = [sys.executable, "-m", "ssah_lens", "study", "--config", str(config), "--quiet", "--json"]
+    words += [*(["--stages", stages] if stages else []), "--out"]
     start = lambda folder: subprocess.Popen([*words, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     started = time.monotonic()
     first = start(work / "unbroken")
@@ -237,6 +238,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=40, help="trials; with --config, kills of the one trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="a study of your own instead of the micro study")
+    parser.add_argument("--stages", help="with --config: these stages of it, separated by commas")
     parser.add_argument("--kills", type=int, default=2, help="most kills of one trial")
     parser.add_argument("--base", type=Path, help="a micro model that was built before; built when it is not there")
     parser.add_argument("--work", type=Path, help="folder that the unbroken run is left in")
@@ -245,7 +247,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         work, renames = given.work or Path(scratch), None
         if given.config:
-            trials, whole = own_trials(given.config, work, given.trials, given.seed)
+            trials, whole = own_trials(given.config, given.stages, work, given.trials, given.seed)
         else:
             import_all()
             import micro_study

@@ -12,13 +12,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssah_lens.chat.batch import Row
+from ssah_lens.chat.device import free_memory
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput, Fault
 from ssah_lens.memory import give_back, keep_freed
@@ -33,6 +34,8 @@ WINDOW = 8
 """Steps whose examples are grouped by length together."""
 MOMENTUM = 0.9
 Optimizer = Literal["adamw", "sgd"]
+STATES = {"adamw": 2, "sgd": 1}
+"""Numbers that an optimizer keeps for each one it trains."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TrainSettings:
             raise BadInput(f"training takes {self.steps} steps of {self.batch_size} examples; allowed is 1 or more")
         if not 0 < self.lr < math.inf:
             raise BadInput(f"the learning rate is {self.lr}; allowed is a number above 0, for example 5e-5")
+        if self.optimizer not in STATES:
+            raise BadInput(f"no optimizer '{self.optimizer}': allowed are {', '.join(STATES)}")
 
     def rate(self, step: int) -> float:
         """Learning rate of this step."""
@@ -165,7 +170,8 @@ def train(
         checkpoints: where to keep the state, and to take it up again.
 
     Raises:
-        BadInput: no rows, a row without a response or too long, nothing left to train, a foreign checkpoint.
+        BadInput: no rows, a row without a response or too long, nothing left to train, a foreign checkpoint, or not
+            enough memory for gradients and optimizer.
         Diverged: the loss or a gradient is not finite.
         Fault: a frozen parameter has changed.
     """
@@ -173,6 +179,7 @@ def train(
     check_rows(model, rows and objective.every)
     parts = list(parts) if parts is not None else trainable_parts(model, frozen, settings.policy)
     give_back()  # what was freed before, generation mostly, is not to lie beside the gradients
+    check_training_room(sum(part.tensor.numel() for part in parts), settings, model.device)
     keep_freed()
     run = _Run(model, objective, settings, parts, frozen, watch)
     if checkpoints:
@@ -326,12 +333,31 @@ class _Good:
         return self.step
 
 
+def check_training_room(numbers: int, settings: TrainSettings, device: torch.device) -> None:
+    """Refuses a training whose gradients and optimizer state the device cannot hold: Linux would kill the process.
+
+    Args:
+        numbers: how many are trained, in float32 each.
+        settings: optimizer, and whether a good copy is kept.
+        device: where.
+
+    Raises:
+        BadInput: with what it needs beside the model, what is free, and what to do.
+    """
+    copies = 1 + STATES[settings.optimizer] + bool(settings.keep_good)
+    need, free = copies * numbers * torch.float32.itemsize, free_memory(device)
+    if free is not None and need > free:
+        raise BadInput(
+            f"training {numbers / 1e6:,.0f} million numbers takes {need / 1e9:.1f} GB beside the model (gradients, "
+            f"{settings.optimizer}), {device} has {free / 1e9:.1f} GB free: train an adapter (--method lora), "
+            "few units (--train-only RU), or on another device"
+        )
+
+
 def _optimizer(settings: TrainSettings, tensors: list[Tensor]) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(tensors, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(tensors, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay)
-    raise BadInput(f"no optimizer '{settings.optimizer}': allowed are {', '.join(get_args(Optimizer))}")
+    return torch.optim.SGD(tensors, lr=settings.lr, momentum=MOMENTUM, weight_decay=settings.weight_decay)
 
 
 def _order(lengths: Sequence[int], settings: TrainSettings) -> list[list[int]]:

@@ -16,7 +16,7 @@ from ssah_lens.errors import BadInput, Fault
 from ssah_lens.measure.utility import losses
 from ssah_lens.train import loop
 from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
-from ssah_lens.train.loop import Diverged, Trained, TrainSettings, Watch, _order, train
+from ssah_lens.train.loop import Diverged, Trained, TrainSettings, Watch, _order, check_training_room, train
 from ssah_lens.train.objective import Anchors
 from ssah_lens.units import Kind, UnitSet
 
@@ -376,3 +376,16 @@ def test_training_ends_when_enough_is_seen(micro_copy: ChatModel):
     watch = Watch(2, look, lambda seen: seen["loss"] <= target)
     got = train(micro_copy, rows(micro_copy), TrainSettings(steps=60, batch_size=3, lr=2e-2), watch=watch)
     assert got.enough and len(got.losses) < 60 and got.curve[-1][1]["loss"] <= target < got.curve[-2][1]["loss"]
+
+
+# --- memory
+
+
+def test_what_the_optimizer_cannot_hold_is_refused_before_the_first_step():
+    """10^13 numbers: gradients and two moments of AdamW, 4 bytes each, and a copy of the values where one is kept."""
+    cpu = torch.device("cpu")
+    with pytest.raises(BadInput, match=r"training 10,000,000 million numbers takes 120000\.0 GB .*--method lora"):
+        check_training_room(10**13, replace(FIVE, keep_good=0), cpu)
+    with pytest.raises(BadInput, match=r"takes 120000\.0 GB beside the model \(gradients, sgd\)"):
+        check_training_room(10**13, replace(FIVE, optimizer="sgd"), cpu)
+    check_training_room(10**6, FIVE, cpu)

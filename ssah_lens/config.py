@@ -93,6 +93,9 @@ class UnitsConfig(_Section):
     calibration: int = Field(36, ge=8, description="harmful and as many harmless train prompts")
     validation: int = Field(20, ge=8, description="harmful and as many harmless validation prompts")
     steps: int = Field(18, ge=1, le=MAX_STEPS, description="optimizer steps of a score that learns")
+    scu: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.005, 0.01, 0.02, 0.03), min_length=1, description="shares of units tried as SCU; above 3% they are not few"
+    )
     exact_units: int | None = Field(None, ge=8, description="units that the exact score measures; all when not given")
     exact_prompts: int = Field(16, ge=1, description="prompts of each side that it measures them on")
 
@@ -110,7 +113,9 @@ class AblateConfig(_Section):
 
 COMMAND_ALIGN = {"steps": 110, "lr": 1.2e-4, "ordinary": 380, "twins": 160, "forms": "all"}
 """Of the command `align`, which has more time than a quick study: every training prompt once, and then some."""
-COMMAND_UNITS = {"calibration": 64, "validation": 40, "steps": 45}
+FINE = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03)
+"""Shares tried as SCU where there is time to look for the smallest set."""
+COMMAND_UNITS = {"calibration": 64, "validation": 40, "steps": 45, "scu": FINE}
 """Of the command `units`, which has more time than a quick study: after 18 steps hardly a gate has closed, after 45
 about 1% of them have, and no more close."""
 
@@ -225,7 +230,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "chain": 48,
             "choices": "all",
         },
-        "units": {"calibration": 128, "validation": 72, "steps": 60},
+        "units": {"calibration": 128, "validation": 72, "steps": 60, "scu": FINE},
         "ablate": {"controls": 3, "other_controls": 3, "score_controls": 20, **GRID},
         "freeze": {"seeds": 3, "answer_tokens": "all"},
         "tuning": {"data": ("ordinary", "terse"), "seeds": 3},
@@ -253,7 +258,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "chain": "all",
             "choices": "all",
         },
-        "units": {"calibration": 180, "validation": 72, "steps": 100},
+        "units": {"calibration": 180, "validation": 72, "steps": 100, "scu": FINE},
         "ablate": {"controls": 10, "other_controls": 5, "score_controls": 40, **GRID},
         "freeze": {"seeds": 5, "steps": 72, "answer_tokens": "all"},
         "tuning": {

@@ -25,11 +25,10 @@ from ssah_lens.study.keep import Keep, anew
 from ssah_lens.units import Role, UnitSet, top_units
 
 SHARES = {
-    Role.SCU: (0.005, 0.01, 0.02, 0.03),
     Role.UCU: (0.01, 0.03),
     Role.RU: (0.01, 0.02, 0.05),
 }
-"""Candidates. An SCU above 3% of units would no longer be 'a few units'."""
+"""Candidates; those of SCU are configured (`UnitsConfig.scu`)."""
 REFUSAL_DROP = 0.75
 """Three of four harmful prompts change sides. A set that is taken because it reaches a mark on a few dozen prompts
 reaches less on others (62 points on validation prompts became 44 on test prompts at a mark of 50)."""
@@ -63,6 +62,7 @@ def choose_sizes(
     moments: Moments,
     data: Validation,
     base: tuple[float, float],
+    scu: tuple[float, ...],
     safety: bool = True,
     keep: Keep = anew,
 ) -> tuple[Sizes, dict[Role, RoleSize]]:
@@ -74,12 +74,14 @@ def choose_sizes(
         moments: activation means for the ablation.
         data: validation data.
         base: `measure_cut` of the undamaged model.
+        scu: shares of units to try as SCU.
         safety: False for a model that does not refuse: only RU can be chosen then.
         keep: where candidates that were tried are kept.
     """
     picked: dict[Role, RoleSize] = {}
     roles = (Role.SCU, Role.UCU, Role.RU) if safety else (Role.RU,)
-    trials = [(role, share) for role in roles for share in SHARES[role]]
+    candidates = {Role.SCU: scu} | SHARES
+    trials = [(role, share) for role in roles for share in candidates[role]]
     curves: dict[Role, list[SizeChoice]] = {role: [] for role in roles}
     for role, share in progress(trials, "choosing role sizes"):
         units: UnitSet = top_units(model.grid, ranking(scores, role), share)

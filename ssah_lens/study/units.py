@@ -120,7 +120,7 @@ def find_units(
     validation = Validation(harmful, model.rows(answered.texts, replies, answered.systems))
     base = measure_cut(model, validation)
     keep = anew if store is None else keep_in(store, _digest(scores, validation))
-    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, bool(data.safety), keep)
+    sizes, picked = choose_sizes(model, scores, data.moments, validation, base, config.scu, bool(data.safety), keep)
     roles = assign(model.grid, scores, sizes)
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}

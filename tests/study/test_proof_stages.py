@@ -42,7 +42,7 @@ def folder(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=str(out / "aligned"),
         unaligned=str(out / "unaligned"),
         measure=MeasureConfig(harmful=12, ordinary=8, twins=8, max_new_tokens=4, choices=9, prose=8),
-        units=UnitsConfig(score="attribution", calibration=16, validation=12, steps=2),
+        units=UnitsConfig(score="attribution", calibration=16, validation=12, steps=2, scu=(0.05,)),
         scores=ScoresConfig(exact_units=60, exact_prompts=2),
         stability=StabilityConfig(reruns=1),
         ablate=AblateConfig(
@@ -60,7 +60,7 @@ def folder(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place in places:
             patch.setattr(f"ssah_lens.{place}.pairs", pairs)
             patch.setattr(f"ssah_lens.{place}.instructions", ordinary)
-        patch.setattr("ssah_lens.study.sizes.SHARES", {Role.SCU: (0.05,), Role.UCU: (0.05,), Role.RU: (0.05,)})
+        patch.setattr("ssah_lens.study.sizes.SHARES", {Role.UCU: (0.05,), Role.RU: (0.05,)})
         run_study(config, out / "run", STAGES)
     return out / "run"
 
@@ -77,6 +77,10 @@ def test_the_scores_are_compared_and_the_report_says_which_is_best(results: Resu
     page = (folder / "report.html").read_text()
     assert "Which score is best" in page and "The winner on validation is" in page
     assert json.loads((folder / "results.json").read_text())["scores"]["scores"][0]["name"] == "attribution"
+
+
+def test_the_configured_shares_are_those_tried_as_scu(results: Results):
+    assert [c.share for c in results.units.sizes["SCU"].curve] == [0.05]
 
 
 def test_every_unit_has_its_confidence(results: Results, folder: Path):

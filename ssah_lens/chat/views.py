@@ -42,6 +42,7 @@ def check_bridge(plain: nn.Module) -> None:
 def bridged(plain: nn.Module, tokenizer, name: str) -> TransformerBridge:
     """A meta-device twin of the plain model that is given its own tensors, with hook points."""
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 
     with torch.device("meta"):
         twin = type(plain)(copy.deepcopy(plain.config))
@@ -54,7 +55,9 @@ def bridged(plain: nn.Module, tokenizer, name: str) -> TransformerBridge:
     # The bridge alters the tokenizer it is given, and loads another one by its name: a nameless copy is safe.
     theirs = copy.deepcopy(tokenizer)
     theirs.init_kwargs |= {"name_or_path": "", "add_bos_token": True}
-    return TransformerBridge.boot_transformers(name, hf_model=twin.eval(), tokenizer=theirs)
+    # The name is a label here; one that is an old alias of TransformerLens', as ours of Gemma is, draws a warning.
+    label = resolve_model_alias(name) or name
+    return TransformerBridge.boot_transformers(label, hf_model=twin.eval(), tokenizer=theirs)
 
 
 @torch.no_grad()

@@ -174,7 +174,9 @@ def _answered(model: ChatModel, harmless: PromptSet, found: Refusals) -> tuple[P
     answered, replies = _kept(model, harmless, found, Outcome.FULFILLED)
     if len(answered) < MIN_REFUSED:
         raise BadInput(
-            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}"
+            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}: "
+            "ask more (units.calibration, units.validation); a model that was aligned here and now refuses or garbles "
+            "ordinary requests wants a lower align.lr"
         )
     return answered, replies
 

@@ -93,6 +93,11 @@ def test_bridging_leaves_the_plain_model_plain(micro: ChatModel):
 # --- padding
 
 
+def test_a_name_that_transformer_lens_knows_as_an_old_alias_draws_no_warning(micro: ChatModel, caplog):
+    ChatModel(micro.plain, micro.tokenizer, "gemma-3-270m").bridge  # noqa: B018
+    assert not caplog.records
+
+
 def test_a_left_padded_row_equals_the_unpadded_row(micro: ChatModel):
     rows = micro.rows(PROMPTS)
     batch = micro.pad(rows)

@@ -4,7 +4,7 @@
 
 Each trial draws from (seed, trial) how often and when it is killed: at a random time, or just before or after one of
 the moments at which a file or folder gets its final name. One process imports the libraries, each run is a fork of it.
-With --config the study is the user's own and its runs are processes of their own, killed at random times only.
+With --config the study is the user's own, its runs are processes of their own, and each trial is killed in every stage.
 Prints one JSON object; the exit status is 1 when anything was lost or altered.
 """
 
@@ -207,7 +207,7 @@ def micro_trials(config: Path, work: Path, n: int, kills: int, seed: int) -> tup
 
 
 def own_trials(config: Path, stages: str | None, work: Path, n: int, seed: int) -> tuple[list[Trial], float]:
-    """One trial of the user's own study, in processes of its command: killed n times at random, then let finish."""
+    """Trials of the user's own study, in processes of its command: killed once in every stage, then let finish."""
     words = [sys.executable, "-m", "ssah_lens", "study", "--config", str(config), "--quiet", "--json"]
     words += [*(["--stages", stages] if stages else []), "--out"]
     start = lambda folder: subprocess.Popen([*words, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -217,25 +217,39 @@ def own_trials(config: Path, stages: str | None, work: Path, n: int, seed: int) 
     if first.returncode:
         raise SystemExit(f"the unbroken run failed:\n{errors.decode()[-3000:]}")
     whole, expected = time.monotonic() - started, contents(work / "unbroken")
-    trial, folder, rng = Trial(0), work / "trial0", np.random.default_rng(seed)
-    for _ in range(n):
-        wait = whole * rng.uniform(0.4, 1.0) / (n + 1)  # so that every stage may have its turn
-        run = start(folder)
-        time.sleep(wait)
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        there = sorted(p.relative_to(folder).as_posix() for p in (folder / "stages").rglob("*") if p.is_file())
-        trial.kills.append(f"after {wait:.0f} s, kept: {' '.join(there)}")
-        trial.problems += stages_are_whole(folder)
-    last = start(folder)
-    _, errors = last.communicate()
-    trial.problems += [errors.decode()[-600:]] if last.returncode else differences(contents(folder), expected)
-    return [trial], whole
+    took = {e["stage"]: e["seconds"] for e in events(work / "unbroken") if e["event"] == "done"}
+    trials = []
+    for number in range(n):
+        trial, folder, rng = Trial(number), work / f"trial{number}", np.random.default_rng([seed, number])
+        for stage, seconds in took.items():
+            before, wait = len(events(folder)), seconds * rng.random()
+            run = start(folder)
+            begun = {"event": "start", "stage": stage}
+            while run.poll() is None and not any(begun.items() <= e.items() for e in events(folder)[before:]):
+                time.sleep(0.02)
+            time.sleep(wait)
+            run.kill()
+            run.communicate()
+            trial.kills.append(f"in {stage} after {wait:.1f} of {seconds:.1f} s, status {run.returncode}")
+            trial.problems += stages_are_whole(folder)
+            print(trial.kills[-1], trial.problems, file=sys.stderr, flush=True)
+        last = start(folder)
+        _, errors = last.communicate()
+        trial.problems += [errors.decode()[-600:]] if last.returncode else differences(contents(folder), expected)
+        trials.append(trial)
+    return trials, whole
+
+
+def events(folder: Path) -> list[dict]:
+    """What the run folder's log says so far; [] before there is one."""
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40, help="trials; with --config, kills of the one trial")
+    parser.add_argument("--trials", type=int, default=40, help="how many run folders are maltreated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="a study of your own instead of the micro study")
     parser.add_argument("--stages", help="with --config: these stages of it, separated by commas")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ["kind", "layer", "index", "I_S", "I_U", "role"]
+OPTIONAL_COLUMNS = ("confidence", "importance")
 """Of a units file."""
 MAX_UNITS = 100_000_000
 """More than any model has; a file that says so is not one of ours."""
@@ -217,6 +218,7 @@ class UnitTable:
         utility: I_U per kind, [layer, unit].
         roles: one set per role; they are disjoint and cover all units.
         provenance: score, model, seed, prompts, thresholds: whatever repeats the table.
+        importance: how much each unit matters to either, RU being its smallest; None where the score has only I_S, I_U.
         confidence: share of bootstrap samples of the calibration prompts in which each unit keeps its role; None where
             that was not measured.
     """
@@ -227,6 +229,7 @@ class UnitTable:
     roles: Mapping[Role, UnitSet]
     provenance: dict = field(default_factory=dict)
     confidence: Mapping[Kind, Float[np.ndarray, "layer unit"]] | None = None
+    importance: Mapping[Kind, Float[np.ndarray, "layer unit"]] | None = None
 
     def units(self, roles: Iterable[Role]) -> UnitSet:
         """The union of the named roles."""
@@ -236,7 +239,7 @@ class UnitTable:
         return out
 
     def frame(self) -> pd.DataFrame:
-        """One row per unit: kind, layer, index, I_S, I_U, role and, where it was measured, confidence."""
+        """One row per unit: kind, layer, index, I_S, I_U, role and, where there are such, confidence, importance."""
         import pandas as pd
 
         parts = []
@@ -253,8 +256,8 @@ class UnitTable:
                 "I_U": self.utility[kind].ravel(),
                 "role": role,
             }
-            if self.confidence is not None:
-                columns["confidence"] = self.confidence[kind].ravel()
+            optional = ((name, getattr(self, name)) for name in OPTIONAL_COLUMNS)
+            columns |= {name: values[kind].ravel() for name, values in optional if values is not None}
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
@@ -293,7 +296,7 @@ class UnitTable:
                 own = _whole_grid(UnitGrid(**meta["grid"]))
                 if file.metadata.num_rows != own.n_units:  # asked first: a small file can unpack to any size
                     raise ValueError(f"{file.metadata.num_rows} rows, expected {own.n_units}")
-                also = [c for c in ("confidence",) if c in file.schema_arrow.names]
+                also = [c for c in OPTIONAL_COLUMNS if c in file.schema_arrow.names]
                 frame = file.read(columns=[*COLUMNS, *also]).to_pandas(ignore_metadata=True)
             columns = {k: frame[frame["kind"] == k] for k in Kind}
             safety = {k: _grid_column(own, k, columns[k], "I_S", np.float64) for k in Kind}
@@ -301,9 +304,8 @@ class UnitTable:
             role = {k: _grid_column(own, k, columns[k], "role", object) for k in Kind}
             if not all(np.isin(r.astype(str), list(Role)).all() for r in role.values()):
                 raise ValueError("a unit without a role")
-            provenance, sure = _whole_provenance(meta["provenance"], own), None
-            if "confidence" in frame:
-                sure = {k: _grid_column(own, k, columns[k], "confidence", np.float64) for k in Kind}
+            provenance = _whole_provenance(meta["provenance"], own)
+            extra = {c: {k: _grid_column(own, k, columns[k], c, np.float64) for k in Kind} for c in also}
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, IndexError, RecursionError) as e:
             raise BadInput(
                 f"'{path}' is not a whole units file ({type(e).__name__}); "
@@ -315,7 +317,7 @@ class UnitTable:
                 f"this one has {grid.n_layers} of {grid.d_mlp} and {grid.n_heads}; make a units file for this model"
             )
         roles = {r: UnitSet(own, {k: role[k] == str(r) for k in Kind}) for r in Role}
-        return cls(own, safety, utility, roles, provenance, sure)
+        return cls(own, safety, utility, roles, provenance, **extra)
 
 
 def _whole_grid(grid: UnitGrid) -> UnitGrid:

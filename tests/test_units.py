@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,16 @@ def test_save_and_load(saved: Path):
     assert_same(UnitTable.load(saved), table())
     assert_same(UnitTable.load(saved, GRID), table())
     assert [p.name for p in saved.parent.iterdir()] == ["units.parquet"]
+
+
+def test_optional_columns_are_kept(tmp_path: Path):
+    whole = replace(table(), importance=table().utility, confidence=table().safety)
+    whole.save(tmp_path / "u.parquet")
+    read = UnitTable.load(tmp_path / "u.parquet")
+    assert_same(read, whole)
+    for kind in Kind:
+        np.testing.assert_array_equal(read.importance[kind], whole.importance[kind])
+        np.testing.assert_array_equal(read.confidence[kind], whole.confidence[kind])
 
 
 def test_the_order_of_rows_does_not_matter(saved: Path):

@@ -103,12 +103,15 @@ class Scores:
         utility: I_U.
         signed: True when a negative value means the opposite effect, so that redundancy is read from magnitudes.
         layers: layers whose units may be ranked; all when None.
+        importance: how much a unit matters to either, where a score knows that apart from I_S and I_U: redundancy is
+            then read from it.
     """
 
     safety: PerUnit
     utility: PerUnit
     signed: bool
     layers: range | None = None
+    importance: PerUnit | None = None
 
 
 Score = Callable[[ChatModel, Calibration], Scores]

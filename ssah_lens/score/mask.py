@@ -7,6 +7,11 @@ Where the tokens that open refusals are known, the log-odds of opening with one 
 and the loss of a whole answer hardly sees it. I_S is how far the gate closes. I_U is the same gate learnt with the
 goals swapped: lose the answers to harmless prompts, keep the refusals. Chosen by optimisation, so held-out prompts and
 matched controls matter all the more.
+
+A gate's way says nothing of redundancy: Adam takes steps of one length whatever the slope, the price opens the gates of
+units that do nothing, and those that end where they began are the ones that both goals pull at. Redundant is who has
+little slope in either goal (the price left out): the root mean square over the steps of d loss / d gate, which is to
+first order what closing the gate would cost in one batch.
 """
 
 from __future__ import annotations
@@ -100,11 +105,11 @@ def mask(model: ChatModel, data: Calibration) -> Scores:
         raise BadInput(f"'{model.name}' hardly refuses anything, so there is no refusal to lose; align it, or use wifv")
 
     fulfil = Goal(lambda nll: nll, tuple(data.refusal_tokens))
-    safety = _learn(model, data, data.fulfilling, data.utility, fulfil, "refusals")
+    safety, slopes = _learn(model, data, data.fulfilling, data.utility, fulfil, "refusals")
     base = _mean_nll(model, data.utility[: 2 * BATCH])
     lose = Goal(lambda nll: torch.relu(base + LOST - nll))
-    utility = _learn(model, data, data.utility, data.safety, lose, "answers")
-    return Scores(safety, utility, signed=True)
+    utility, others = _learn(model, data, data.utility, data.safety, lose, "answers")
+    return Scores(safety, utility, signed=True, importance={k: slopes[k] + others[k] for k in Kind})
 
 
 def _learn(
@@ -114,8 +119,8 @@ def _learn(
     keep: list[Row],
     goal: Goal,
     what: str,
-) -> PerUnit:
-    """Closes gates until `goal` is small while the nll of `keep` stays; OPEN minus the final logits."""
+) -> tuple[PerUnit, PerUnit]:
+    """Closes gates until `goal` is small while the nll of `keep` stays; OPEN minus the final logits, and the slopes."""
     gate = _Gate.start(model, _file(data, change, keep, what))
     fill = fills(model, data.moments, "mean")
     kept = time.perf_counter()
@@ -128,15 +133,21 @@ def _learn(
                 gate.save()
                 kept = time.perf_counter()
     gate.save()
-    return {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in gate.logits.items()}
+    moved = {k: (OPEN - v.detach()).double().cpu().numpy() for k, v in gate.logits.items()}
+    return moved, {k: (v / data.steps).sqrt().double().cpu().numpy() for k, v in gate.squares.items()}
 
 
 class _Gate:
-    """Gate logits, their optimizer, and the file that they are kept in (None for none)."""
+    """Gate logits, their optimizer, and the file that they are kept in (None for none).
+
+    Attributes:
+        squares: sum over the steps of (d loss / d gate)^2, without the price.
+    """
 
     def __init__(self, logits: dict[Kind, Float[Tensor, "layer unit"]], file: Path | None) -> None:
         self.logits, self.file, self.steps = logits, file, 0
         self.optimizer = torch.optim.Adam(logits.values(), lr=LR)
+        self.squares = {k: torch.zeros_like(v) for k, v in logits.items()}
 
     @classmethod
     def start(cls, model: ChatModel, file: Path | None) -> _Gate:
@@ -148,7 +159,7 @@ class _Gate:
         return gate
 
     def descend(self, model: ChatModel, backward: Callable[[], None]) -> None:
-        """A step along the gradient that `backward` leaves; in smaller parts where memory runs out."""
+        """A step along the gradient that `backward` leaves, and the price's; in smaller parts where memory runs out."""
         while True:
             self.optimizer.zero_grad()
             try:
@@ -156,6 +167,13 @@ class _Gate:
                 break
             except Exception as e:
                 model.room.back_off(e)
+        gates = {k: torch.sigmoid(v) for k, v in self.logits.items()}
+        with torch.no_grad():
+            for kind, v in self.logits.items():
+                if v.grad is not None:  # a kind may have no units
+                    self.squares[kind] += (v.grad / (gates[kind] * torch.sigmoid(-v))).square()
+        closed = sum((1 - g).sum() for g in gates.values()) / sum(g.numel() for g in gates.values())
+        (PRICE * closed).backward()
         self.optimizer.step()
         self.steps += 1
 
@@ -168,6 +186,7 @@ class _Gate:
         if self.file is None:
             return
         tensors = {f"{k}.logits": v.detach() for k, v in self.logits.items()}
+        tensors |= {f"{k}.squares": v for k, v in self.squares.items()}
         for kind, v in self.logits.items():
             tensors |= {f"{kind}.{name}": t for name, t in self.optimizer.state[v].items()}
         write_tensors(self.file, tensors, {"steps": str(self.steps)}, "choose another --out")
@@ -180,6 +199,7 @@ class _Gate:
                 self.steps = int(f.metadata()["steps"])
                 for kind, v in self.logits.items():
                     v.data.copy_(f.get_tensor(f"{kind}.logits"))
+                    self.squares[kind].copy_(f.get_tensor(f"{kind}.squares"))
                     moments = {n: f.get_tensor(f"{kind}.{n}").to(v.device) for n in ("exp_avg", "exp_avg_sq")}
                     self.optimizer.state[v] = {"step": f.get_tensor(f"{kind}.step"), **moments}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
@@ -190,7 +210,7 @@ def _file(data: Calibration, change: list[Row], keep: list[Row], what: str) -> P
     """The name carries a digest of data and settings: another run's gate is never taken up."""
     if data.measured.store is None:
         return None
-    settings = [data.seed, data.steps, data.refusal_tokens, OPEN, LR, KEEP, PRICE, LOST, BATCH]
+    settings = ["squares", data.seed, data.steps, data.refusal_tokens, OPEN, LR, KEEP, PRICE, LOST, BATCH]
     return data.measured.store / f"mask-{what}-{digest(settings, change, keep)}.safetensors"
 
 
@@ -223,8 +243,6 @@ def _gradient(
         losing, staying, opening = sums(part)
         losing = goal.answers(losing) if len(parts) == 1 else slope * losing
         (losing + opening + KEEP * staying).backward()
-    closed = sum((1 - g).sum() for g in gates().values()) / model.grid.n_units
-    (PRICE * closed).backward()
 
 
 def _draw(rows: list[Row], rng: np.random.Generator) -> list[Row]:

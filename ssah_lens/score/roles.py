@@ -1,6 +1,7 @@
 """Scores to roles: rankings and the cut. No model here; sizes are chosen on validation data elsewhere.
 
-RU: smallest I_S + I_U (magnitudes for signed scores). SCU: largest I_S - I_U. UCU: smallest I_S - I_U. CU: the rest.
+RU: smallest I_S + I_U (magnitudes for signed scores; a score's own `importance` where it has one). SCU: largest
+I_S - I_U. UCU: smallest I_S - I_U. CU: the rest.
 Where groups overlap the precedence is RU, SCU, UCU, CU (METHOD.md section 4; the paper gives none).
 """
 
@@ -45,6 +46,8 @@ def ranking(scores: Scores, role: Role) -> PerUnit:
         values = {k: safety[k] - utility[k] for k in Kind}
     elif role is Role.UCU:
         values = {k: utility[k] - safety[k] for k in Kind}
+    elif role is Role.RU and scores.importance is not None:
+        values = {k: -scores.importance[k] for k in Kind}
     elif role is Role.RU:
         size = np.abs if scores.signed else (lambda v: v)
         values = {k: -(size(safety[k]) + size(utility[k])) for k in Kind}
@@ -63,7 +66,7 @@ def scores_of(table: UnitTable) -> Scores:
     An older file does not say the latter, but its own roles do.
     """
     layers = table.provenance.get("layers")
-    scores = Scores(table.safety, table.utility, True, range(*layers) if layers else None)
+    scores = Scores(table.safety, table.utility, True, range(*layers) if layers else None, table.importance)
     said = table.provenance.get("signed")
     if said is None:
         again = cut_like(scores, table.roles)

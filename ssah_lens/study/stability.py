@@ -50,7 +50,8 @@ def stability(
             calibration = make()
             calibration = replace(calibration, measured=replace(calibration.measured, store=folder))
             found = score(name)(model, calibration)
-            fresh = replace(table, safety=found.safety, utility=found.utility, confidence=None)
+            either = found.importance
+            fresh = replace(table, safety=found.safety, utility=found.utility, importance=either, confidence=None)
             roles = recut(fresh, table)
             replace(fresh, roles=roles, provenance={**table.provenance, "sample": what}).save(file)
         return UnitTable.load(file, model.grid)

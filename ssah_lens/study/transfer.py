@@ -44,7 +44,9 @@ def recut(table: UnitTable, like: UnitTable) -> dict[Role, UnitSet]:
 
     A table that is cut like itself gets its own roles back.
     """
-    return cut_like(replace(scores_of(like), safety=table.safety, utility=table.utility), like.roles)
+    importance = table.importance if like.importance is not None else None
+    scores = replace(scores_of(like), safety=table.safety, utility=table.utility, importance=importance)
+    return cut_like(scores, like.roles)
 
 
 def moves(grid: UnitGrid, before: Mapping[Role, UnitSet], after: Mapping[Role, UnitSet]) -> RoleMoves:
@@ -69,4 +71,6 @@ def _matched(before: UnitTable, other: UnitTable) -> UnitTable:
     scores = [t.provenance.get("score") for t in (before, other)]
     if scores[0] != scores[1]:
         raise BadInput(f"the units were scored by '{scores[0]}' and '{scores[1]}'; score both the same way (--score)")
+    if before.importance is not None and other.importance is None:
+        raise BadInput("one units file has no 'importance' (an older version made it); make it anew: ssah-lens units")
     return other

@@ -94,7 +94,8 @@ def transfer(study: Study) -> TransferResult:
 
     def rescore(model: ChatModel, at: int) -> UnitTable:
         scores = score(study.config.units.score)(model, study.calibration_of(at))
-        return UnitTable(table.grid, scores.safety, scores.utility, table.roles, table.provenance)
+        found, either = (scores.safety, scores.utility), scores.importance
+        return UnitTable(table.grid, *found, table.roles, table.provenance, importance=either)
 
     settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
     rows = rows_of(study.aligned, _prompts(study, "ordinary")[0])

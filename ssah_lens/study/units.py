@@ -125,7 +125,7 @@ def find_units(
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
     provenance |= {"system": model.system, "notes": model.notes}
-    table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance)
+    table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance, importance=scores.importance)
     return table, UnitsResult(
         score=config.score,
         seconds=seconds,

@@ -8,6 +8,8 @@ vary. It is a small model with one mechanism, so this shows that a score works, 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted import MARKED, PLAIN, REFUSE, TOPIC, Planted, plant, prompts
@@ -108,3 +110,11 @@ def test_signs_of_the_causal_scores(planted: Planted, found: dict[str, Scores]):
         assert found[name].signed
         for values, truth in ((found[name].safety, planted.safety), (found[name].utility, planted.utility)):
             assert all((values[k][truth.masks[k]] > 0).all() for k in Kind), name
+
+
+def test_redundant_units_are_those_that_nothing_needs(planted: Planted, found: dict[str, Scores]):
+    """Of the scores with a sign; a gate's way alone would call those redundant that both goals pull at."""
+    needed = planted.safety | planted.utility
+    for name in ("exact", "attribution-ig", "mask"):
+        assert auroc(ranking(found[name], Role.RU), needed) < 0.05, name
+    assert auroc(ranking(replace(found["mask"], importance=None), Role.RU), needed) > 0.5

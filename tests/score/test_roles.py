@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,6 +88,13 @@ def test_the_scale_of_a_score_does_not_matter():
     big = row([1000 * x for x in s], u)
     for role in (Role.SCU, Role.UCU, Role.RU):
         np.testing.assert_allclose(ranking(big, role)[Kind.MLP], ranking(row(s, u), role)[Kind.MLP])
+
+
+def test_a_score_that_knows_importance_cuts_redundant_units_from_it():
+    scores = row([0.0, 3, 1, 2, 5], [0.0, 1, 4, 2, 1], signed=True)
+    importance = {Kind.MLP: np.array([[9.0, 8, 7, 0, 6]]), Kind.HEAD: np.zeros_like(scores.safety[Kind.HEAD])}
+    assert neurons(assign(ROW, replace(scores, importance=importance), Sizes(0.2, 0, 0))[Role.RU]) == [3]
+    assert neurons(assign(ROW, scores, Sizes(0.2, 0, 0))[Role.RU]) == [0]
 
 
 def test_signed_scores_are_redundant_by_magnitude():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,3 +106,13 @@ def test_tables_that_cannot_be_compared():
     roles = assign(small, Scores(values, values, True), Sizes(0, 0, 0))
     with pytest.raises(BadInput, match="different shape"):
         transfer(before, UnitTable(small, values, values, roles, {"score": "mask"}))
+
+
+def test_importance_is_compared_with_importance_alone():
+    """A file of an older version has none: beside a newer one its redundant units would be cut by another rule."""
+    old = table(0, Sizes(0.2, 0.3, 0.1), signed=True)
+    new = replace(old, importance={k: np.abs(v) for k, v in old.safety.items()})
+    with pytest.raises(BadInput, match="importance"):
+        transfer(new, old)
+    again = transfer(old, new)
+    assert all(held.value == 1 for held in again.held.values())

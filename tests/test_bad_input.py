@@ -420,6 +420,8 @@ BAD = {
     "align micro --out a --train-only other.parquet": "make a units file for this model",
     "align micro --out a --steps 0": "--steps",
     "align micro --out a --steps 999999999999": "--steps",
+    "align micro --out a --lr nan": "--lr is nan",
+    "align micro --out a --lr 2": "--lr is 2.0",
     "align micro --out a --harmful long.txt": "the context of micro holds 512",
     # scores
     "units micro --out n.parquet --limit 3": "--limit",

@@ -39,6 +39,7 @@ def align(
     ] = None,
     roles: Roles = "RU",
     steps: Annotated[Optional[int], typer.Option("--steps", min=1, max=MAX_STEPS)] = None,
+    lr: Annotated[Optional[float], typer.Option("--lr", help="peak learning rate")] = None,
     system: System = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -55,7 +56,9 @@ def align(
     shell = Shell(json_, quiet)
     only = (train_only, parse_roles(roles)) if train_only else None
     ours, ordinary = commands.read_limited(harmful, None), commands.read_limited(harmless, None)
-    config = AlignConfig.model_validate(COMMAND_ALIGN | ({"steps": steps} if steps else {}))
+    _check_rate(lr)
+    given = {"steps": steps, "lr": lr}
+    config = AlignConfig.model_validate(COMMAND_ALIGN | {k: v for k, v in given.items() if v is not None})
     load = loader(shell, device, dtype, system)
     shell.note(f"{config.steps} steps: {estimate(config.steps * 4 / 60 + 3, model)}")
     work = lambda: commands.run_align(lambda: load(model), out, ours, ordinary, only, config, seed, shell.note)
@@ -116,8 +119,7 @@ def finetune(
     shell = Shell(json_, quiet)
     check_method(method)
     may_move = check_policy(policy)
-    if lr is not None and not 0 < lr < 1:
-        raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")
+    _check_rate(lr)
     if (roles or top_cu) and not (freeze or train_only):
         raise BadInput("--roles and --top-cu say which units of a units file: give --freeze UNITS, or leave them out")
     if top_cu and train_only:
@@ -145,3 +147,8 @@ def finetune(
             f"warning: refusals of harmful prompts fell by {fell * 100:.0f} points; the tuned model is less safe"
         )
     shell.answer(result, lambda: print_training(result))
+
+
+def _check_rate(lr: float | None) -> None:
+    if lr is not None and not 0 < lr < 1:
+        raise BadInput(f"--lr is {lr}; allowed is above 0 and below 1, for example 5e-5")

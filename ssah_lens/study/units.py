@@ -176,7 +176,7 @@ def _answered(model: ChatModel, harmless: PromptSet, found: Refusals) -> tuple[P
         raise BadInput(
             f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}: "
             "ask more (units.calibration, units.validation); a model that was aligned here and now refuses or garbles "
-            "ordinary requests wants a lower align.lr"
+            "ordinary requests wants a lower learning rate (align.lr, or --lr of the command)"
         )
     return answered, replies
 

@@ -35,7 +35,7 @@ def explorer(
     """The explorer as a page: the last value of a notebook cell, or `.save(path)`.
 
     Args:
-        table: scores and roles; the confidence of each unit in its role, where it was measured, is a column too.
+        table: scores and roles; importance, and confidence in the role, are columns where there are such.
         contexts: for the units that matter.
         effects: further columns by name, e.g. the exact effect of each unit; NaN where not measured.
         title: above the map.
@@ -47,6 +47,7 @@ def explorer(
         "I_S - I_U": {k: table.safety[k] - table.utility[k] for k in Kind},
         "I_S (safety)": table.safety,
         "I_U (utility)": table.utility,
+        **({} if table.importance is None else {"importance": table.importance}),
         **({} if table.confidence is None else {"confidence": table.confidence}),
         **(effects or {}),
     }

@@ -105,11 +105,12 @@ def score_scatter(table: UnitTable) -> Figure:
     frame = frame[np.isfinite(frame["I_S"]) & np.isfinite(frame["I_U"])]
     kinds = [k for k in Kind if (frame["kind"] == k).any()]
     score = table.provenance.get("score", "score")
+    redundant = "both near 0" if table.importance is None else "by its importance, a third number, not drawn"
     figure = new_figure(
         1.5 + 3.6 * len(kinds),
         "The two scores of every unit, and the role they gave it",
         f"Score: {score}. Units are ranked within their kind. n = {len(frame):,} units. SCU: much more for safety "
-        "than for utility; UCU: the reverse; RU: little for either (both near 0); CU: the rest.",
+        f"than for utility; UCU: the reverse; RU: little for either ({redundant}); CU: the rest.",
     )
     panels = figure.subplots(len(kinds), squeeze=False)[:, 0]
     for axes, kind in zip(panels, kinds, strict=True):

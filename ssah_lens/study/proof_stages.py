@@ -50,8 +50,9 @@ def scores(study: Study) -> ScoreComparison:
     """Every score beside the exact effect and beside the others, on validation prompts."""
     config, n, seed = study.config.scores, study.config.units.validation, study.config.seed
     harmful, twins = pairs("validation")
-    mix = harmless_mix(twins, instructions("validation"), n, seed)
-    answered, _ = answered_by(study.aligned, mix)
+    ordinary = instructions("validation")
+    mix = harmless_mix(twins, ordinary, n, seed)
+    answered, _ = answered_by(study.aligned, mix, ordinary.without(mix).sample(n, seed))
     tokens = study.folder.load_stage("refusal").refusal_token_ids
     asked = harmful.sample(n, seed)
     y = yardstick(study.aligned, asked, answered, tokens, max_new_tokens=VALIDATION_TOKENS, choices=0)

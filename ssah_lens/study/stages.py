@@ -78,7 +78,8 @@ def units(study: Study) -> UnitsResult:
     """Scores, roles, `units.parquet`."""
     u, seed = study.config.units, study.config.seed
     harmful, twins = pairs("validation")
-    harmless = harmless_mix(twins, instructions("validation"), u.validation, seed)
+    ordinary = instructions("validation")
+    harmless = harmless_mix(twins, ordinary, u.validation, seed)
     table, result = find_units(
         study.aligned,
         study.calibration,
@@ -87,6 +88,7 @@ def units(study: Study) -> UnitsResult:
         u,
         store=study.score_parts,
         effects=effects_in_parts(study.folder.parts("units"), study.ahead("units")),
+        spare=ordinary.without(harmless).sample(u.validation, seed),
     )
     table.save(study.folder.path / "units.parquet")
     return result

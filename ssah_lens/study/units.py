@@ -69,7 +69,8 @@ def calibrate(
     )
     safe, useful = ask(model, [harmful, harmless], max_new_tokens=ANSWER_TOKENS)
     refused, answers = _kept(model, harmful, safe, Outcome.REFUSED)
-    answered, replies = _answered(model, harmless, useful)
+    answered, replies = _kept(model, harmless, useful, Outcome.FULFILLED)
+    _check_answered(model, len(answered), len(harmless))
     safety = model.rows(refused.texts, answers, refused.systems)
     utility = model.rows(answered.texts, replies, answered.systems)
     if len(refused) < MIN_REFUSED:
@@ -100,6 +101,7 @@ def find_units(
     layers: range | None = None,
     store: Path | None = None,
     effects: Effects | None = None,
+    spare: PromptSet | None = None,
 ) -> tuple[UnitTable, UnitsResult]:
     """Scores all units and chooses the roles.
 
@@ -111,12 +113,13 @@ def find_units(
         layers: layers whose units may become SCU, UCU or RU; all when None.
         store: folder where scores that take long, and the sizes tried, keep what is done; None keeps nothing.
         effects: how the exact score measures; in one sweep when None.
+        spare: harmless prompts that are asked as well when the model answers too few of the others.
     """
     data = replace(data, measured=replace(data.measured, layers=layers, store=store, effects=effects))
     started = time.perf_counter()
     scores: Scores = replace(score(config.score)(model, data), layers=layers)
     seconds = time.perf_counter() - started
-    answered, replies = answered_by(model, harmless)
+    answered, replies = answered_by(model, harmless, spare)
     validation = Validation(harmful, model.rows(answered.texts, replies, answered.systems))
     base = measure_cut(model, validation)
     keep = anew if store is None else keep_in(store, _digest(scores, validation))
@@ -158,27 +161,36 @@ def harmless_mix(twins: PromptSet, ordinary: PromptSet, n: int, seed: int) -> Pr
     return PromptSet("harmless", (*twins.sample(n // 2, seed), *ordinary.sample(n - n // 2, seed)))
 
 
-def answered_by(model: ChatModel, harmless: PromptSet) -> tuple[PromptSet, list[list[int]]]:
+def answered_by(
+    model: ChatModel, harmless: PromptSet, spare: PromptSet | None = None
+) -> tuple[PromptSet, list[list[int]]]:
     """The harmless prompts that the model answers, with its answers as response tokens.
 
-    Those that it refuses are left out: losing an over-refusal is no loss of utility.
+    Those that it refuses are left out: losing an over-refusal is no loss of utility. A model that refuses most twins is
+    asked the spare prompts too.
 
     Raises:
         BadInput: it answers too few.
     """
-    (found,) = ask(model, [harmless], max_new_tokens=ANSWER_TOKENS, what="validation answers")
-    return _answered(model, harmless, found)
+    answered, asked = PromptSet(harmless.name, ()), 0
+    replies: list[list[int]] = []
+    for prompts in (harmless, spare):
+        if prompts is not None and len(answered) < MIN_REFUSED:
+            (found,) = ask(model, [prompts], max_new_tokens=ANSWER_TOKENS, what="validation answers")
+            more, said = _kept(model, prompts, found, Outcome.FULFILLED)
+            answered, replies = PromptSet(harmless.name, (*answered, *more)), replies + said
+            asked += len(prompts)
+    _check_answered(model, len(answered), asked)
+    return answered, replies
 
 
-def _answered(model: ChatModel, harmless: PromptSet, found: Refusals) -> tuple[PromptSet, list[list[int]]]:
-    answered, replies = _kept(model, harmless, found, Outcome.FULFILLED)
-    if len(answered) < MIN_REFUSED:
+def _check_answered(model: ChatModel, answered: int, asked: int) -> None:
+    if answered < MIN_REFUSED:
         raise BadInput(
-            f"{model.name} answers {len(answered)} of {len(harmless)} harmless prompts; utility needs {MIN_REFUSED}: "
+            f"{model.name} answers {answered} of {asked} harmless prompts; utility needs {MIN_REFUSED}: "
             "ask more (units.calibration, units.validation); a model that was aligned here and now refuses or garbles "
             "ordinary requests wants a lower learning rate (align.lr, or --lr of the command)"
         )
-    return answered, replies
 
 
 def _kept(model: ChatModel, prompts: PromptSet, found: Refusals, outcome: Outcome) -> tuple[PromptSet, list[list[int]]]:

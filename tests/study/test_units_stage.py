@@ -63,6 +63,17 @@ def test_harmless_prompts_that_are_refused_are_no_utility(planted: Planted):
         answered_by(planted.model, prompts(True, 12))
 
 
+def test_a_model_that_refuses_most_twins_is_asked_spare_prompts(planted: Planted):
+    few = PromptSet("few", (*prompts(True, 12), *prompts(False, 4, 3)))
+    spare = prompts(False, 12, 4)
+    answered, replies = answered_by(planted.model, few, spare)
+    assert answered.texts == [*few.texts[12:], *spare.texts] and len(replies) == 16
+    enough, _ = answered_by(planted.model, prompts(False, 12, 5), spare)
+    assert len(enough) == 12
+    with pytest.raises(BadInput, match="answers 4 of 28"):
+        answered_by(planted.model, few, prompts(True, 12, 6))
+
+
 def test_the_exact_score_makes_roles_in_a_study(planted: Planted, data: Calibration, tmp_path):
     """Through `find_units`: a sample of units, layers of the user's choice, kept where a killed run resumes."""
     config = UnitsConfig(score="exact")

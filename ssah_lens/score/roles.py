@@ -74,6 +74,12 @@ def scores_of(table: UnitTable) -> Scores:
     return replace(scores, signed=bool(said))
 
 
+def rescored(table: UnitTable, scores: Scores) -> UnitTable:
+    """The table with other scores of the same units; its roles stay, their confidence goes."""
+    found = (scores.safety, scores.utility)
+    return UnitTable(table.grid, *found, table.roles, table.provenance, importance=scores.importance)
+
+
 def cut_like(scores: Scores, sizes: Mapping[Role, UnitSet]) -> dict[Role, UnitSet]:
     """Roles with as many units of each kind as those of `sizes` have; of the scores that those were cut from, these."""
     grid = sizes[Role.CU].grid

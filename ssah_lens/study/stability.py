@@ -21,6 +21,7 @@ from ssah_lens.progress import progress
 from ssah_lens.results import RoleMoves, StabilityResult
 from ssah_lens.score import score
 from ssah_lens.score.base import Calibration
+from ssah_lens.score.roles import rescored
 from ssah_lens.study.transfer import moves, recut
 from ssah_lens.units import Kind, Role, UnitTable
 
@@ -49,9 +50,7 @@ def stability(
         if not file.is_file():
             calibration = make()
             calibration = replace(calibration, measured=replace(calibration.measured, store=folder))
-            found = score(name)(model, calibration)
-            either = found.importance
-            fresh = replace(table, safety=found.safety, utility=found.utility, importance=either, confidence=None)
+            fresh = rescored(table, score(name)(model, calibration))
             roles = recut(fresh, table)
             replace(fresh, roles=roles, provenance={**table.provenance, "sample": what}).save(file)
         return UnitTable.load(file, model.grid)

@@ -8,6 +8,7 @@ from ssah_lens.chat.prompts import identity_shift, instructions, pairs
 from ssah_lens.errors import BadInput
 from ssah_lens.results import Behaviour, BudgetResult, FreezeResult, TransferResult, TuningResult
 from ssah_lens.score import score
+from ssah_lens.score.roles import rescored
 from ssah_lens.study.behaviour import behave
 from ssah_lens.study.budget import compare_budgets
 from ssah_lens.study.freeze import compare_freezing
@@ -93,9 +94,7 @@ def transfer(study: Study) -> TransferResult:
     c, seed, table = study.config.tuning, study.config.seed, study.table()
 
     def rescore(model: ChatModel, at: int) -> UnitTable:
-        scores = score(study.config.units.score)(model, study.calibration_of(at))
-        found, either = (scores.safety, scores.utility), scores.importance
-        return UnitTable(table.grid, *found, table.roles, table.provenance, importance=either)
+        return rescored(table, score(study.config.units.score)(model, study.calibration_of(at)))
 
     settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
     rows = rows_of(study.aligned, _prompts(study, "ordinary")[0])

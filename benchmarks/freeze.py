@@ -21,15 +21,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import instructions
 from ssah_lens.progress import quiet
-from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import ranking
+from ssah_lens.study.budget import redundant
 from ssah_lens.study.freeze import frozen_set
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, other_slices, owned_slices
 from ssah_lens.train.loop import TrainSettings, Watch, train
 from ssah_lens.train.methods import weights_put_back
 from ssah_lens.train.trainable import Policy
-from ssah_lens.units import Role, UnitTable, top_units
+from ssah_lens.units import Role, UnitTable
 
 STEPS = 4
 """Steps of an arm in a round; the first makes the optimizer's state and is not counted."""
@@ -42,7 +41,6 @@ def arms(model: ChatModel, table: UnitTable) -> dict[str, tuple[Policy, FrozenSl
     """Name -> (policy, what is frozen)."""
     hold = lambda units: FrozenSlices(owned_slices(model.anatomy, units))
     only = lambda units: FrozenSlices(other_slices(model.anatomy, units))
-    redundant = ranking(Scores(table.safety, table.utility, signed=True), Role.RU)
     return {
         "plain": ("blocks", None),
         "plain, all parameters": ("all", None),
@@ -50,7 +48,7 @@ def arms(model: ChatModel, table: UnitTable) -> dict[str, tuple[Policy, FrozenSl
         "freeze SCU + top CU": ("blocks", hold(frozen_set(table, [Role.SCU], TOP_CU))),
         "freeze SCU + all CU": ("blocks", hold(table.units([Role.SCU, Role.CU]))),
         "train RU only": ("blocks", only(table.roles[Role.RU])),
-        f"train RU only, {LARGE_RU:.0%} of units": ("blocks", only(top_units(table.grid, redundant, LARGE_RU))),
+        f"train RU only, {LARGE_RU:.0%} of units": ("blocks", only(redundant(table, LARGE_RU))),
     }
 
 

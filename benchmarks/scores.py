@@ -22,7 +22,7 @@ from ssah_lens.results import Match, ScoreComparison
 from ssah_lens.score.base import Measured
 from ssah_lens.study.behaviour import find_refusal_tokens, yardstick
 from ssah_lens.study.compare_scores import DOSES, compare_scores
-from ssah_lens.study.units import answered_by, calibrate, harmless_mix
+from ssah_lens.study.units import answered_by, calibrate, harmless_mix, validation_prompts
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     config = UnitsConfig(calibration=args.calibration, validation=args.validation, steps=args.steps)
     mix = harmless_mix(twins, ordinary, config.calibration, seed)
     data = calibrate(model, unaligned, harmful.sample(config.calibration, seed), mix, config, seed, tokens)
-    harmful, twins = pairs("validation")
-    mix, _ = answered_by(model, harmless_mix(twins, instructions("validation"), config.validation, seed))
-    y = yardstick(model, harmful.sample(config.validation, seed), mix, tokens, max_new_tokens=10, choices=0)
+    asked, harmless, spare = validation_prompts(config.validation, seed)
+    mix, _ = answered_by(model, harmless, spare)
+    y = yardstick(model, asked, mix, tokens, max_new_tokens=10, choices=0)
     seconds = time.perf_counter() - started
     note(f"calibration in {seconds:.0f} s: {len(data.safety)} refusals, {len(data.utility)} answers; asked {len(mix)}")
     last = None if args.positions == "all" else 1

@@ -249,7 +249,9 @@ def events(folder: Path) -> list[dict]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40, help="how many run folders are maltreated")
+    parser.add_argument(
+        "--trials", type=int, help="run folders that are maltreated: 40; with --config 1, killed in every stage"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="a study of your own instead of the micro study")
     parser.add_argument("--stages", help="with --config: these stages of it, separated by commas")
@@ -261,7 +263,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         work, renames = given.work or Path(scratch), None
         if given.config:
-            trials, whole = own_trials(given.config, given.stages, work, given.trials, given.seed)
+            trials, whole = own_trials(given.config, given.stages, work, given.trials or 1, given.seed)
         else:
             import_all()
             import micro_study
@@ -270,7 +272,7 @@ def main() -> int:
             if not base.is_dir():
                 micro_study.build(base)
             config = micro_study.write_config(work / "study.toml", base)
-            trials, whole, renames = micro_trials(config, work, given.trials, given.kills, given.seed)
+            trials, whole, renames = micro_trials(config, work, given.trials or 40, given.kills, given.seed)
     bad = [t for t in trials if t.problems]
     answer = {
         "seed": given.seed,

@@ -31,7 +31,7 @@ from ssah_lens.score.contrast import counterpart
 from ssah_lens.study.ablate import ablate_sets
 from ssah_lens.study.align import align, alignment_data, with_forms
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
-from ssah_lens.study.units import calibrate, find_units, harmless_mix
+from ssah_lens.study.units import calibrate, find_units, harmless_mix, validation_prompts
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.freeze import FrozenSlices, other_slices
 from ssah_lens.units import Role, UnitTable
@@ -110,14 +110,12 @@ def run_units(
     if config.score == "contrast":
         counterpart(model, unaligned)
     check_writable(out)
-    ours, twins = pairs("train")
-    ordinary = instructions("train")
-    calibration, validation = _halves(harmful, seed) if harmful else (ours, pairs("validation")[0])
+    train_harmful, twins = pairs("train")
+    validation, harmless_validation, spare = validation_prompts(config.validation, seed)
+    calibration, validation = _halves(harmful, seed) if harmful else (train_harmful, validation)
+    harmless_train = harmless_mix(twins, instructions("train"), config.calibration, seed)
     if harmless:
         harmless_train, harmless_validation = _halves(harmless, seed)
-    else:
-        harmless_train = harmless_mix(twins, ordinary, config.calibration, seed)
-        harmless_validation = harmless_mix(pairs("validation")[1], instructions("validation"), config.validation, seed)
     data = calibrate(
         model,
         unaligned,
@@ -134,6 +132,7 @@ def run_units(
         config,
         layers,
         out.with_suffix(".parts"),
+        spare=None if harmless else spare,
     )
     table.save(out)
     return UnitsReport(str(out), result.score, result.seconds, result.roles, result)

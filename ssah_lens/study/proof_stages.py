@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssah_lens.chat.prompts import instructions, pairs, prompt_set
+from ssah_lens.chat.prompts import prompt_set
 from ssah_lens.intervene.resample import Bank
 from ssah_lens.results import (
     AblateResult,
@@ -33,7 +33,7 @@ from ssah_lens.study.openings import find_openings
 from ssah_lens.study.proof import by_group, dose_response, on_sets
 from ssah_lens.study.stability import stability as score_again
 from ssah_lens.study.sufficiency import faithfulness, random_ranking, sets_to_move, transplant
-from ssah_lens.study.units import answered_by, harmless_mix
+from ssah_lens.study.units import answered_by, validation_prompts
 from ssah_lens.units import Kind, Role, UnitSet
 
 if TYPE_CHECKING:
@@ -49,12 +49,9 @@ SHOWN = {Kind.MLP: 24, Kind.HEAD: 6}
 def scores(study: Study) -> ScoreComparison:
     """Every score beside the exact effect and beside the others, on validation prompts."""
     config, n, seed = study.config.scores, study.config.units.validation, study.config.seed
-    harmful, twins = pairs("validation")
-    ordinary = instructions("validation")
-    mix = harmless_mix(twins, ordinary, n, seed)
-    answered, _ = answered_by(study.aligned, mix, ordinary.without(mix).sample(n, seed))
+    asked, mix, spare = validation_prompts(n, seed)
+    answered, _ = answered_by(study.aligned, mix, spare)
     tokens = study.folder.load_stage("refusal").refusal_token_ids
-    asked = harmful.sample(n, seed)
     y = yardstick(study.aligned, asked, answered, tokens, max_new_tokens=VALIDATION_TOKENS, choices=0)
     data = replace(study.calibration, unaligned=study.unaligned, refusal_tokens=tokens)
     # A folder of its own: a gate that the stage `units` has learnt would be read back, and seem to cost nothing.
@@ -76,8 +73,8 @@ def stability(study: Study) -> StabilityResult:
 def contexts(study: Study) -> ContextsResult:
     """What the SCU that rank highest respond to and write; the explorer gets that of all units that matter."""
     table, n, seed = study.table(), study.config.units.validation, study.config.seed
-    harmful, twins = pairs("validation")
-    sets = {"harmful": harmful.sample(n, seed), "harmless": harmless_mix(twins, instructions("validation"), n, seed)}
+    harmful, harmless, _ = validation_prompts(n, seed)
+    sets = {"harmful": harmful, "harmless": harmless}
     tokens = study.folder.load_stage("refusal").refusal_token_ids
     save_contexts(study.folder.path, explored(study.aligned, table, sets, tokens, study.calibration.utility))
     openings = find_openings(study.aligned, seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ssah_lens.chat import weights
-from ssah_lens.chat.prompts import instructions, pairs
+from ssah_lens.chat.prompts import pairs
 from ssah_lens.chat.save import save_model
 from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import AlignResult, Behaviour, DirectionResult, PatchResult, RefusalResult, UnitsResult
@@ -23,7 +23,7 @@ from ssah_lens.study.freeze import training_result
 from ssah_lens.study.openings import Openings, find_openings
 from ssah_lens.study.record import ALIGNED, write_results
 from ssah_lens.study.sweeps import effects_in_parts
-from ssah_lens.study.units import find_units, harmless_mix
+from ssah_lens.study.units import find_units, validation_prompts
 from ssah_lens.train.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
@@ -77,18 +77,16 @@ def direction(study: Study) -> DirectionResult:
 def units(study: Study) -> UnitsResult:
     """Scores, roles, `units.parquet`."""
     u, seed = study.config.units, study.config.seed
-    harmful, twins = pairs("validation")
-    ordinary = instructions("validation")
-    harmless = harmless_mix(twins, ordinary, u.validation, seed)
+    harmful, harmless, spare = validation_prompts(u.validation, seed)
     table, result = find_units(
         study.aligned,
         study.calibration,
-        harmful.sample(u.validation, seed),
+        harmful,
         harmless,
         u,
         store=study.score_parts,
         effects=effects_in_parts(study.folder.parts("units"), study.ahead("units")),
-        spare=ordinary.without(harmless).sample(u.validation, seed),
+        spare=spare,
     )
     table.save(study.folder.path / "units.parquet")
     return result

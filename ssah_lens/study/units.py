@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.chat.prompts import Prompt, PromptSet, instructions, pairs
 from ssah_lens.config import UnitsConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.moments import Moments, collect
@@ -159,6 +159,14 @@ def role_shares(table: UnitTable) -> dict[str, RoleShare]:
 def harmless_mix(twins: PromptSet, ordinary: PromptSet, n: int, seed: int) -> PromptSet:
     """n harmless prompts, half twins and half ordinary: a unit must not score as safety because of its topic."""
     return PromptSet("harmless", (*twins.sample(n // 2, seed), *ordinary.sample(n - n // 2, seed)))
+
+
+def validation_prompts(n: int, seed: int) -> tuple[PromptSet, PromptSet, PromptSet]:
+    """n harmful prompts of the shipped validation split, n harmless ones, and up to n ordinary ones to spare."""
+    harmful, twins = pairs("validation")
+    ordinary = instructions("validation")
+    harmless = harmless_mix(twins, ordinary, n, seed)
+    return harmful.sample(n, seed), harmless, ordinary.without(harmless).sample(n, seed)
 
 
 def answered_by(

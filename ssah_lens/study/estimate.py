@@ -9,6 +9,10 @@ REFERENCE = 134_515_008
 """Parameters of smollm2-135m."""
 ALIKE = 1.5
 """Models whose sizes differ by less than this are told the same time."""
+LOOK = 0.2
+"""Seconds for which the processor is watched."""
+BUSY = 0.5
+"""Cores in use by other work, from which on the user is told."""
 
 
 def estimate(minutes: float, model: str) -> str:
@@ -21,6 +25,35 @@ def estimate(minutes: float, model: str) -> str:
         minutes: measured with smollm2-135m.
         model: built-in name, folder, .gguf file or hub id; need not exist.
     """
+    return _time_alone(minutes, model) + in_company()
+
+
+def in_company() -> str:
+    """What to do when other work has the cores as well; '' when it has not.
+
+    The threads of torch wait for each other in a loop at every one of thousands of small steps, and lose whole slices
+    of time when one of them has no core: beside two other processes on two cores a step of the learnt gate took 25 s
+    instead of 3, and 9 s with threads that sleep while they wait (which costs a quarter when there is no other work).
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return ""
+    busy = cores_in_use()
+    if busy < BUSY:
+        return ""
+    return (
+        f"; other work keeps {busy:.1f} of {os.cpu_count()} cores busy, which can make this many times slower: "
+        "set OMP_WAIT_POLICY=PASSIVE before you start, or wait for a quieter moment"
+    )
+
+
+def cores_in_use() -> float:
+    """By everything on this machine, just now."""
+    import psutil
+
+    return psutil.cpu_percent(LOOK) / 100 * (os.cpu_count() or 1)
+
+
+def _time_alone(minutes: float, model: str) -> str:
     size = parameters(model)
     ratio = (size or REFERENCE) / REFERENCE
     if 1 / ALIKE < ratio < ALIKE:

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssah_lens.study.estimate import REFERENCE, estimate, parameters
+from ssah_lens.study import estimate as module
+from ssah_lens.study.estimate import REFERENCE, cores_in_use, estimate, in_company, parameters
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch):
+    """Other tests keep the cores busy."""
+    monkeypatch.setattr(module, "cores_in_use", lambda: 0.1)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_who_is_not_alone_is_told_what_helps(monkeypatch: pytest.MonkeyPatch):
+    assert in_company() == ""
+    monkeypatch.setattr(module, "cores_in_use", lambda: 1.4)
+    assert "other work keeps 1.4 of" in estimate(3, "smollm2-135m")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert in_company() == ""
+
+
+def test_a_core_that_works_is_seen_as_one():
+    work = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert cores_in_use() > 0.4
+    finally:
+        work.kill()
+        work.wait()
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "owner/name", "no such folder", "a\0b", "x.gguf", ""])

@@ -113,7 +113,9 @@ def run_units(
     train_harmful, twins = pairs("train")
     validation, harmless_validation, spare = validation_prompts(config.validation, seed)
     calibration, validation = _halves(harmful, seed) if harmful else (train_harmful, validation)
-    harmless_train = harmless_mix(twins, instructions("train"), config.calibration, seed)
+    ordinary = instructions("train")
+    harmless_train = harmless_mix(twins, ordinary, config.calibration, seed)
+    spare_train = ordinary.without(harmless_train).sample(config.calibration, seed)
     if harmless:
         harmless_train, harmless_validation = _halves(harmless, seed)
     data = calibrate(
@@ -123,6 +125,7 @@ def run_units(
         harmless_train.sample(config.calibration, seed),
         config,
         seed,
+        spare=None if harmless else spare_train,
     )
     table, result = find_units(
         model,

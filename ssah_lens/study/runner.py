@@ -333,7 +333,8 @@ class Study:
 
         u = self.config.units
         harmful, twins = pairs("train")
-        harmless = harmless_mix(twins, self.ordinary_train[0], u.calibration, seed)
+        ordinary = self.ordinary_train[0]
+        harmless = harmless_mix(twins, ordinary, u.calibration, seed)
         refusal = self.folder.load_stage("refusal")
         return calibrate(
             self.aligned,
@@ -343,6 +344,7 @@ class Study:
             u,
             seed,
             refusal.refusal_token_ids if refusal else (),
+            ordinary.without(harmless).sample(u.calibration, seed),
         )
 
     @property

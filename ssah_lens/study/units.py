@@ -43,6 +43,7 @@ def calibrate(
     config: UnitsConfig,
     seed: int,
     refusal_tokens: Sequence[int] = (),
+    spare: PromptSet | None = None,
 ) -> Calibration:
     """Collects calibration data from train prompts: own refusals, own answers, fulfilling answers, moments.
 
@@ -54,6 +55,7 @@ def calibrate(
         config: steps of scores that learn, how much the exact score measures.
         seed: seed of whatever a score draws.
         refusal_tokens: tokens that open the model's refusals; found here when the score needs them and none are given.
+        spare: harmless train prompts that are asked as well when the model answers too few of the others.
     """
     if unaligned is not None and unaligned.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         raise BadInput(f"'{unaligned.name}' has another vocabulary than '{model.name}': it is not its counterpart")
@@ -69,8 +71,7 @@ def calibrate(
     )
     safe, useful = ask(model, [harmful, harmless], max_new_tokens=ANSWER_TOKENS)
     refused, answers = _kept(model, harmful, safe, Outcome.REFUSED)
-    answered, replies = _kept(model, harmless, useful, Outcome.FULFILLED)
-    _check_answered(model, len(answered), len(harmless))
+    answered, replies = _enough(model, harmless, useful, spare)
     safety = model.rows(refused.texts, answers, refused.systems)
     utility = model.rows(answered.texts, replies, answered.systems)
     if len(refused) < MIN_REFUSED:
@@ -180,25 +181,32 @@ def answered_by(
     Raises:
         BadInput: it answers too few.
     """
-    answered, asked = PromptSet(harmless.name, ()), 0
-    replies: list[list[int]] = []
-    for prompts in (harmless, spare):
-        if prompts is not None and len(answered) < MIN_REFUSED:
-            (found,) = ask(model, [prompts], max_new_tokens=ANSWER_TOKENS, what="validation answers")
-            more, said = _kept(model, prompts, found, Outcome.FULFILLED)
-            answered, replies = PromptSet(harmless.name, (*answered, *more)), replies + said
-            asked += len(prompts)
-    _check_answered(model, len(answered), asked)
-    return answered, replies
+    (found,) = ask(model, [harmless], max_new_tokens=ANSWER_TOKENS, what="validation answers")
+    return _enough(model, harmless, found, spare)
 
 
-def _check_answered(model: ChatModel, answered: int, asked: int) -> None:
-    if answered < MIN_REFUSED:
+def _enough(
+    model: ChatModel, harmless: PromptSet, found: Refusals, spare: PromptSet | None
+) -> tuple[PromptSet, list[list[int]]]:
+    """The prompts that were answered, with the answers; those of the spare ones where they are too few.
+
+    Raises:
+        BadInput: they are too few even so.
+    """
+    answered, replies = _kept(model, harmless, found, Outcome.FULFILLED)
+    asked = len(harmless)
+    if spare is not None and len(answered) < MIN_REFUSED:
+        (found,) = ask(model, [spare], max_new_tokens=ANSWER_TOKENS, what="more answers")
+        more, said = _kept(model, spare, found, Outcome.FULFILLED)
+        answered, replies = PromptSet(harmless.name, (*answered, *more)), replies + said
+        asked += len(spare)
+    if len(answered) < MIN_REFUSED:
         raise BadInput(
-            f"{model.name} answers {answered} of {asked} harmless prompts; utility needs {MIN_REFUSED}: "
+            f"{model.name} answers {len(answered)} of {asked} harmless prompts; utility needs {MIN_REFUSED}: "
             "ask more (units.calibration, units.validation); a model that was aligned here and now refuses or garbles "
             "ordinary requests wants a lower learning rate (align.lr, or --lr of the command)"
         )
+    return answered, replies
 
 
 def _kept(model: ChatModel, prompts: PromptSet, found: Refusals, outcome: Outcome) -> tuple[PromptSet, list[list[int]]]:

@@ -74,6 +74,15 @@ def test_a_model_that_refuses_most_twins_is_asked_spare_prompts(planted: Planted
         answered_by(planted.model, few, prompts(True, 12, 6))
 
 
+def test_calibration_asks_spare_prompts_too(planted: Planted):
+    """As after a fine-tuning that garbles most answers, when the tuned model is scored again."""
+    few = PromptSet("few", (*prompts(True, 12), *prompts(False, 4, 3)))
+    args = planted.model, None, prompts(True, 12), few, UnitsConfig(score="wifv"), 0
+    assert len(calibrate(*args, spare=prompts(False, 12, 4)).utility) == 16
+    with pytest.raises(BadInput, match="answers 4 of 16"):
+        calibrate(*args)
+
+
 def test_the_exact_score_makes_roles_in_a_study(planted: Planted, data: Calibration, tmp_path):
     """Through `find_units`: a sample of units, layers of the user's choice, kept where a killed run resumes."""
     config = UnitsConfig(score="exact")

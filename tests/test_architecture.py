@@ -1,4 +1,4 @@
-"""Who may import whom (the table in DESIGN.md), and that importing the package costs nothing."""
+"""Who may import whom (the rooms of README.md, 'Inside'), and that importing the package costs nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_no_import_goes_upward(path: Path):
 
 
 def test_training_takes_roles_from_scores_and_nothing_else():
-    """DESIGN.md: train may import 'score (roles only)'."""
+    """Training may know roles, not how units are scored."""
     names = {name for path in modules() if room(path) == "train" for name, _ in imported(path)}
     assert {n for n in names if n.startswith("ssah_lens.score")} <= {"ssah_lens.score.roles"}
 

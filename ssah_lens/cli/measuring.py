@@ -30,7 +30,9 @@ from ssah_lens.show.terminal import estimate, print_direction, print_table, stro
 def refusal(
     model: Model,
     harmful: Annotated[Path, typer.Option("--harmful", help=PROMPTS)],
-    harmless: OptionalFile = None,
+    harmless: Annotated[
+        Optional[Path], typer.Option("--harmless", help=f"{PROMPTS}; not measured when not given")
+    ] = None,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="at most this many prompts of each file")
     ] = None,
@@ -119,7 +121,12 @@ def patch(
     ] = None,
     site: Annotated[str, typer.Option("--site", help="resid, attn, mlp, head, neuron")] = "resid",
     layers: Annotated[Optional[str], typer.Option("--layers", help="A-B: only these layers")] = None,
-    noising: Annotated[bool, typer.Option("--noising", help="corrupted into clean, instead of clean into it")] = False,
+    noising: Annotated[
+        bool,
+        typer.Option(
+            "--noising", help="put corrupted activations into the clean run, not clean ones into the corrupted run"
+        ),
+    ] = False,
     steps: Annotated[
         Optional[int],
         typer.Option("--attribution", min=0, help="guess by gradients: 0 plain, N integrated over N points"),

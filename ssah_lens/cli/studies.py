@@ -20,6 +20,7 @@ from ssah_lens.cli.options import (
     run,
 )
 from ssah_lens.show.terminal import estimate, print_table
+from ssah_lens.study.plan import STAGES
 
 
 @app.command()
@@ -31,7 +32,9 @@ def study(
     out: Annotated[Path, typer.Option("--out", help="run folder; an interrupted run resumes there")] = Path(
         "runs/study"
     ),
-    stages: Annotated[Optional[str], typer.Option("--stages", help="some stages only, separated by commas")] = None,
+    stages: Annotated[
+        Optional[str], typer.Option("--stages", help=f"some only, separated by commas: {', '.join(STAGES)}")
+    ] = None,
     seed: Annotated[Optional[int], typer.Option("--seed", min=0, max=2**32 - 1)] = None,
     system: System = None,
     device: Annotated[Optional[str], typer.Option("--device")] = None,

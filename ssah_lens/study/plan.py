@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ssah_lens.errors import BadInput
-from ssah_lens.study.record import RunFolder
+
+if TYPE_CHECKING:
+    from ssah_lens.study.record import RunFolder
 
 NEEDS = {
     "align": (),

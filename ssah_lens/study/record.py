@@ -30,7 +30,7 @@ ALIGNED = "aligned"
 
 
 class RunFolder:
-    """One study's folder (DESIGN.md, 'A run folder').
+    """One study's folder.
 
     Attributes:
         path: the folder.

@@ -56,10 +56,9 @@ def folder(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = lambda split: (prompts(True, 24, SEEDS[split]), prompts(False, 24, SEEDS[split]))
     ordinary = lambda split: PromptSet("ordinary", prompts(False, 24, SEEDS[split] + 1).prompts)
     with pytest.MonkeyPatch.context() as patch:
-        places = ("chat.prompts", "study.stages", "study.proof_stages", "study.openings", "study.contexts")
-        for place in places:
-            patch.setattr(f"ssah_lens.{place}.pairs", pairs)
-            patch.setattr(f"ssah_lens.{place}.instructions", ordinary)
+        for place in ("chat.prompts", "study.stages", "study.units", "study.openings", "study.contexts"):
+            patch.setattr(f"ssah_lens.{place}.pairs", pairs, raising=False)
+            patch.setattr(f"ssah_lens.{place}.instructions", ordinary, raising=False)
         patch.setattr("ssah_lens.study.sizes.SHARES", {Role.UCU: (0.05,), Role.RU: (0.05,)})
         run_study(config, out / "run", STAGES)
     return out / "run"

@@ -155,9 +155,13 @@ class TuningConfig(_Section):
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="trade-off: these shares of all units are held, once the safest and once random ones"
     )
+    mixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="mix-refusals with these many refusals per row of data, beside a tenth"
+    )
     seeds: int = Field(1, ge=1)
     steps: int = Field(24, ge=1)
     lr: float = Field(1e-4, gt=0, description="of what trains the model's own weights; adapters have their own")
+    lora_lr: float = Field(1e-3, gt=0, description="of LoRA: ten times that of the model's own weights")
     batch_size: int = Field(8, ge=1)
     top_cu: float = Field(0.06, ge=0, le=1)
     validation: int = Field(48, ge=8, description="harmful validation prompts, and as many rows held out")

@@ -28,6 +28,7 @@ from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
+from ssah_lens.train.adapters import LORA
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.loop import Trained, TrainSettings
 from ssah_lens.train.methods import LR, METHODS, Method, Tuned, tune, weights_put_back
@@ -36,7 +37,8 @@ from ssah_lens.units import Role, UnitTable, top_units
 FREEZE_SCU, FREEZE_ALL = "freeze SCU", "freeze SCU + all CU"
 PLAIN_METHODS = tuple(m for m in METHODS if m not in ("freeze", "train-only"))
 LABELS = (*PLAIN_METHODS, FREEZE_SCU, FROZEN, FREEZE_ALL, RANDOM)
-"""What `TuningConfig.methods` may name; `shares` adds 'freeze top 10%' and 'freeze random 10%'."""
+"""What `TuningConfig.methods` may name; `shares` adds 'freeze top 0.1' and 'freeze random 0.1', `mixes` adds
+'mix-refusals 0.3'."""
 MORE_STEPS = 2
 """Equal validation loss is sought up to this many times the steps of `full`."""
 LOOKS = 8
@@ -95,6 +97,8 @@ def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Meth
         top = top_units(table.grid, rank, share)
         out[f"freeze top {share:.3g}"] = Method("freeze", freeze=top)
         out[f"freeze random {share:.3g}"] = Method("freeze", freeze=top.random_twin(seed))
+    for mix in config.mixes:
+        out[f"mix-refusals {mix:.3g}"] = Method("mix-refusals", mix=mix)
     return out
 
 
@@ -190,7 +194,7 @@ def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> TunedArm:
     settings = TrainSettings(
         steps=steps,
         batch_size=config.batch_size,
-        lr=LR.get(way.method.name, config.lr),
+        lr=({**LR, LORA: config.lora_lr}).get(way.method.name, config.lr),
         seed=way.seed,
         keep_good=0,
     )

@@ -35,7 +35,7 @@ def table(micro: ChatModel) -> UnitTable:
 
 
 def test_every_way_is_measured_and_the_weights_come_back(micro_copy: ChatModel, table: UnitTable):
-    config = TuningConfig(methods=LABELS, shares=(0.3,), steps=2, lr=1e-2)
+    config = TuningConfig(methods=LABELS, shares=(0.3,), mixes=(0.5,), steps=2, lr=1e-2, lora_lr=2e-3)
     y = yardstick(micro_copy, ASKED, DATA, [1, 2], max_new_tokens=4, choices=4, prose=0)
     before = [p.detach().clone() for p in micro_copy.plain.parameters()]
     made, data = [], [tuning_data(micro_copy, "tune", DATA, HELD)]
@@ -48,7 +48,8 @@ def test_every_way_is_measured_and_the_weights_come_back(micro_copy: ChatModel, 
     assert len(made) == len(set(made)) == 1 + len(got.arms)
     assert all(torch.equal(a, b) for a, b in zip(before, micro_copy.plain.parameters(), strict=True))
     equal_steps = {a.method: a for a in got.arms if a.equal == "steps"}
-    assert set(equal_steps) == {*LABELS, "freeze top 0.3", "freeze random 0.3"}
+    assert set(equal_steps) == {*LABELS, "freeze top 0.3", "freeze random 0.3", "mix-refusals 0.5"}
+    assert equal_steps["lora"].lr == 2e-3
     full = equal_steps["full"]
     for arm in got.arms:
         assert set(arm.asked) == {"plain", "prefilled", *(f"role play {i + 1}" for i in range(len(ROLE_PLAY)))}

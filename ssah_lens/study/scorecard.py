@@ -1,4 +1,5 @@
-"""Numbers to verdicts, by rules written down before any test prompt was looked at.
+"""Numbers to verdicts, by rules written down before any test prompt was looked at, but for two of stage `direction`
+(`direction_verdicts.py`) and the mark that sizes are chosen by, raised once after a first test (`sizes.REFUSAL_DROP`).
 
 A verdict compares the 95% interval of an effect with a threshold: supported when the whole interval lies beyond it on
 the predicted side, contradicted when the whole interval falls short of it, otherwise not settled.

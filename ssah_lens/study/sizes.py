@@ -31,7 +31,7 @@ SHARES = {
 """Candidates; those of SCU are configured (`UnitsConfig.scu`)."""
 REFUSAL_DROP = 0.75
 """Three of four harmful prompts change sides. A set that is taken because it reaches a mark on a few dozen prompts
-reaches less on others (62 points on validation prompts became 44 on test prompts at a mark of 50)."""
+reaches less on others. Raised once, from a half, when 62 points on validation prompts had become 44 on test prompts."""
 ANSWER_RISE = 0.5
 """Nats per token: what UCU ablation must cost, about 1.6 times the perplexity."""
 REFUSAL_TOLERANCE = 0.1

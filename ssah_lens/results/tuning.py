@@ -140,7 +140,8 @@ class Restored:
     """Fine-tuned model with some units' parameters put back to what they were before.
 
     Attributes:
-        units: which: 'SCU that lost the role', 'SCU that kept it', or a random twin of either.
+        units: which: 'SCU that lost the role', 'SCU that kept it', 'SCU + top CU', a random twin of these; 'all heads',
+            'all neurons', all units of a third of the depth ('blocks 0-9').
         n: how many units.
         refused: share of harmful test prompts.
     """

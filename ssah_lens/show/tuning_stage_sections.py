@@ -115,7 +115,7 @@ def transfer(r: TransferResult) -> Section:
         (
             "All tables are cut at the role sizes before fine-tuning. Some units change their role between any two "
             "calibration samples; the null says how many. Putting back parameters tests whether the units that lost "
-            "the role carry the loss of refusals.",
+            "the role carry the loss of refusals; all heads, all neurons and thirds of the blocks show where it sits.",
         ),
         "The same model scored on another calibration sample; fine-tuning with refusals mixed in; random twins.",
         tables,

@@ -99,4 +99,4 @@ def transfer(study: Study) -> TransferResult:
     settings = TrainSettings(steps=c.steps, batch_size=c.batch_size, lr=c.lr, seed=seed, keep_good=0)
     rows = rows_of(study.aligned, _prompts(study, "ordinary")[0])
     keep = study.folder.parts("transfer")
-    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed, keep)
+    return turnover(study.aligned, table, rescore, rows, study.yardstick, settings, seed, keep, c.top_cu)

@@ -229,6 +229,9 @@ def transfer_row(result: TransferResult) -> ScoreRow:
             f" Putting back the parameters of the {back[LOST].n} SCU that lost the role brings refusals to "
             f"{back[LOST].refused.value:.0%}, of as many random units to {back[TWIN + LOST].refused.value:.0%}."
         )
+    whole = [f"{name} {r.refused.value:.0%}" for name, r in back.items() if name.startswith(("all ", "blocks "))]
+    if whole:
+        parts += f" Of whole parts of the model: {', '.join(whole)}."
     return ScoreRow(
         "H7",
         claim,

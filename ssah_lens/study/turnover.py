@@ -3,7 +3,8 @@
 The model is scored before, after benign fine-tuning with nothing held, and after the same fine-tuning with refusals
 mixed in, which leaves safety alone; the same model scored on another calibration sample is the null. Then the
 parameters of the units that lost the role SCU are put back, beside those that kept it and random twins of both: if the
-loss of refusals sits in the units that changed their role, they alone bring refusals back.
+loss of refusals sits in the units that changed their role, they alone bring refusals back. So are the units that H5
+freezes, and, to see where else the loss sits, all units of a kind and all of a third of the blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ssah_lens.chat.batch import Row
@@ -20,15 +22,19 @@ from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import Restored, RoleMoves, TransferReport, TransferResult
 from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
+from ssah_lens.study.freeze import frozen_set
 from ssah_lens.study.keep import Keep, anew
 from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
 from ssah_lens.train.methods import Method, tune, weights_put_back
-from ssah_lens.units import Role, UnitSet, UnitTable
+from ssah_lens.units import Kind, Role, UnitSet, UnitTable
 
 BEFORE, TUNED, SAFE = "before", "tuned", "tuned safely"
-LOST, HELD, TWIN = "SCU that lost the role", "SCU that kept it", "random twin of "
+LOST, HELD, FROZEN, TWIN = "SCU that lost the role", "SCU that kept it", "SCU + top CU", "random twin of "
+KINDS = {Kind.HEAD: "all heads", Kind.MLP: "all neurons"}
+THIRDS = 3
+"""Parts of the depth that are put back, each as a whole."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def turnover(
     settings: TrainSettings,
     seed: int,
     keep: Keep = anew,
+    top_cu: float = 0.0,
 ) -> TransferResult:
     """Fine-tunes twice, scores each time, and tells where the roles went.
 
@@ -67,6 +74,7 @@ def turnover(
         settings: the fine-tuning.
         seed: calibration seed of `before`; the null is drawn with the next one.
         keep: makes a part of the result, or reads it back where an interrupted run kept it.
+        top_cu: share of all units that H5 freezes beside the SCU.
     """
 
     def turned(name: str, method: Method) -> Turned:
@@ -74,7 +82,8 @@ def turnover(
         with weights_put_back(model):
             tune(model, rows, settings, method, f"fine-tuning, {name}")
             refused, after = _refused(model, y, name), rescore(model, seed)
-            restored = _restored(model, start, before, after, y, seed) if name == TUNED else []
+            chosen = {} if name != TUNED else _chosen(before, after, top_cu, seed) | _places(before)
+            restored = [_restored(model, start, units, y, label) for label, units in chosen.items()]
         return Turned(refused, transfer(before, after), tuple(restored))
 
     refused = {BEFORE: keep(BEFORE, Estimate, lambda: _refused(model, y, BEFORE))}
@@ -88,18 +97,32 @@ def turnover(
     return TransferResult(chance.score, chance.n_units, refused, by_tuning, by_safe, by_chance, tuned.restored)
 
 
-def _restored(model, start, before: UnitTable, after: UnitTable, y: Yardstick, seed: int) -> list[Restored]:
-    """Refusals of the tuned model with the parameters of some units put back."""
+def _chosen(before: UnitTable, after: UnitTable, top_cu: float, seed: int) -> dict[str, UnitSet]:
+    """Label -> SCU that lost the role, SCU that kept it, what H5 freezes, and a random twin of each."""
     was = before.roles[Role.SCU]
     held = was & recut(after, before)[Role.SCU]
-    out = []
-    for name, units in ((LOST, was - held), (HELD, held)):
-        if not len(units):
-            continue
-        for label, chosen in ((name, units), (TWIN + name, units.random_twin(seed))):
-            with put_back(model, start, chosen):
-                out.append(Restored(label, len(chosen), _refused(model, y, label)))
-    return out
+    named = {LOST: was - held, HELD: held, FROZEN: frozen_set(before, [Role.SCU], top_cu)}
+    some = {label: units for label, units in named.items() if len(units)}
+    return {k: u for label, units in some.items() for k, u in ((label, units), (TWIN + label, units.random_twin(seed)))}
+
+
+def _places(before: UnitTable) -> dict[str, UnitSet]:
+    """Label -> all units of a kind, and all units of a part of the depth."""
+    grid = before.grid
+    whole = {k: np.ones((grid.n_layers, grid.width(k)), dtype=bool) for k in Kind}
+    kinds = {KINDS[k]: UnitSet(grid, {j: m & (j == k) for j, m in whole.items()}) for k in grid.kinds}
+    depths = {}
+    for part in np.array_split(np.arange(grid.n_layers), THIRDS):
+        if len(part):
+            inside = np.isin(np.arange(grid.n_layers), part)[:, None]
+            depths[f"blocks {part[0]}-{part[-1]}"] = UnitSet(grid, {k: m & inside for k, m in whole.items()})
+    return kinds | depths
+
+
+def _restored(model: ChatModel, start, units: UnitSet, y: Yardstick, label: str) -> Restored:
+    """Refusals of the tuned model with the parameters of these units put back."""
+    with put_back(model, start, units):
+        return Restored(label, len(units), _refused(model, y, label))
 
 
 @contextmanager

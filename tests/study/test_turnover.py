@@ -45,13 +45,19 @@ def test_turnover_measures_each_model_and_puts_weights_back(micro_copy: ChatMode
         return drawn(model, 0 if len(seen) == 1 else len(seen))
 
     settings = TrainSettings(steps=2, lr=1e-2, keep_good=0)
-    got = turnover(micro_copy, drawn(micro_copy, 0), rescore, rows_of(micro_copy, DATA), y, settings, seed=5)
+    got = turnover(micro_copy, drawn(micro_copy, 0), rescore, rows_of(micro_copy, DATA), y, settings, 5, top_cu=0.1)
     assert seen == [(6, False), (5, True), (5, True)]
     assert all(torch.equal(a, b) for a, b in zip(before, micro_copy.plain.parameters(), strict=True))
     assert set(got.refused) == {BEFORE, TUNED, SAFE} and got.null.held["SCU"].value == 1
     assert got.tuned.held["SCU"].value < 1 and got.restored[0].units == LOST
     assert got.restored[1].units == TWIN + LOST and got.restored[1].n == got.restored[0].n
+    back = {r.units: r for r in got.restored}
+    n = micro_copy.grid.n_units
+    assert back["all heads"].n + back["all neurons"].n == n
+    assert sum(r.n for name, r in back.items() if name.startswith("blocks ")) == n
+    assert back["SCU + top CU"].n == back["random twin of SCU + top CU"].n > back[LOST].n
     row = transfer_row(got)
+    assert "Of whole parts of the model: all " in row.reading
     assert row.effect.value == pytest.approx(1 - got.tuned.held["SCU"].value) and row.verdict is Verdict.SUPPORTED
 
 

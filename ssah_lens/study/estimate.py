@@ -35,7 +35,8 @@ def in_company() -> str:
     of time when one of them has no core: beside two other processes on two cores a step of the learnt gate took 25 s
     instead of 3, and 9 s with threads that sleep while they wait (which costs a quarter when there is no other work).
     """
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+    alone = os.environ.get("OMP_NUM_THREADS") == "1"  # nobody to wait for
+    if alone or "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return ""
     busy = cores_in_use()
     if busy < BUSY:

@@ -18,15 +18,16 @@ from ssah_lens.study.estimate import REFERENCE, cores_in_use, estimate, in_compa
 def quiet_machine(monkeypatch: pytest.MonkeyPatch):
     """Other tests keep the cores busy."""
     monkeypatch.setattr(module, "cores_in_use", lambda: 0.1)
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_who_is_not_alone_is_told_what_helps(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("helped", [("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1")])
+def test_who_is_not_alone_is_told_what_helps(monkeypatch: pytest.MonkeyPatch, helped):
     assert in_company() == ""
     monkeypatch.setattr(module, "cores_in_use", lambda: 1.4)
     assert "other work keeps 1.4 of" in estimate(3, "smollm2-135m")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv(*helped)
     assert in_company() == ""
 
 

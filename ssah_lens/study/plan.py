@@ -71,6 +71,21 @@ def wanted_stages(profile: str, stages: Sequence[str] | None) -> tuple[str, ...]
     return wanted
 
 
+def check_order(folder: RunFolder, todo: Sequence[str]) -> None:
+    """Raises BadInput when a stage needs another that is neither done in the folder nor to be done before it."""
+    whole = set(todo)
+    for stage in reversed(STAGES):  # what a stage needs stands before it
+        if stage in whole:
+            whole |= {s for s in NEEDS[stage] if not folder.done(s)}
+    for stage in todo:
+        for missing in NEEDS[stage]:
+            if missing in whole - set(todo):
+                raise BadInput(
+                    f"stage '{stage}' needs '{missing}', which is not done in '{folder.path}'; "
+                    f"give --stages {','.join(s for s in STAGES if s in whole)}"
+                )
+
+
 def minutes(profile: str, stages: Sequence[str]) -> float:
     """Budget of these stages together."""
     return sum(MINUTES[profile][s] for s in stages)

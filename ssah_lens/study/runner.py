@@ -19,7 +19,7 @@ from ssah_lens.results import Results
 from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
 from ssah_lens.study.estimate import estimate
-from ssah_lens.study.plan import MINUTES, MODULES, NEEDS, ON_ENGINE, STAGES, minutes, not_run, wanted_stages
+from ssah_lens.study.plan import MINUTES, MODULES, ON_ENGINE, STAGES, check_order, minutes, not_run, wanted_stages
 from ssah_lens.study.record import ALIGNED, RunFolder, environment
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run_study(
         folder.tidy()
         study = Study(config, folder, note)
         todo = [s for s in STAGES if s in wanted and (s == "report" or not folder.done(s))]
+        check_order(folder, todo)
         study.prepare(working=bool(set(todo) - {"report"}))
         note(f"stages to do: {', '.join(todo)}; {estimate(minutes(config.profile, todo), config.model)}")
         budget = {stage: MINUTES[config.profile][stage] for stage in todo}
@@ -95,11 +96,6 @@ def _check_names(config: StudyConfig) -> None:
 
 
 def _run_stage(study: Study, stage: str) -> None:
-    missing = [s for s in NEEDS[stage] if not study.folder.done(s)]
-    if missing:
-        raise BadInput(
-            f"stage '{stage}' needs '{missing[0]}', which is not done in '{study.folder.path}'; run it first"
-        )
     study.folder.log("start", stage=stage)
     started = time.perf_counter()
     result = _body(stage)(study)

@@ -173,7 +173,11 @@ def test_a_quick_study_leaves_the_stage_out_unless_asked(tmp_path, monkeypatch: 
 
     ran: list[str] = []
     monkeypatch.setattr(runner, "_run_stage", lambda study, stage: ran.append(stage))
-    for profile, stages, there in (("quick", None, False), ("standard", None, True), ("quick", ["patch"], True)):
+    for profile, stages, there in (
+        ("quick", None, False),
+        ("standard", None, True),
+        ("quick", ["align", "patch"], True),
+    ):
         ran.clear()
         runner.run_study(study_config(profile=profile), tmp_path / f"{profile}{bool(stages)}", stages)
         assert ("patch" in ran) is there and ("report" in ran) is (stages is None)

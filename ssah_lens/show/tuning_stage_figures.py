@@ -63,8 +63,8 @@ def methods(before: TunedArm, arms: Sequence[TunedArm]) -> Figure:
         1.9 + 0.42 * len(names),
         f"Fine-tuning on '{before.data}' data, one way per line",
         f"n = {n} harmful test prompts; one point per seed, whiskers: 95% interval over prompts. Circles: after as "
-        "many steps as 'full'; diamonds: trained on to the validation loss of 'full' (white: not reached in twice the "
-        "steps). Dashed: before fine-tuning. What has learned less than 'full' has less to forget.",
+        "many steps as 'full'; diamonds: trained again, longer, to the validation loss of 'full' (white: not reached "
+        "in twice the steps). Dashed: before fine-tuning. What has learned less than 'full' has less to forget.",
     )
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for y, name in enumerate(names):

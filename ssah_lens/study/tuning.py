@@ -1,12 +1,15 @@
 """H5, wide: every way to fine-tune from the same start, at equal steps and at equal validation loss.
 
 The run of `full` on a data set and seed sets the mark. Every other way is measured after as many steps; when its
-validation loss is then above that of `full`, it is trained again with up to twice the steps, until it has learned as
-much, and measured once more (METHOD.md section 7). A choice between ways is made by harmful validation prompts alone.
+validation loss is then above that of `full`, it is trained again from the start in longer and longer runs, up to twice
+the steps, until one has learned as much, and measured once more (METHOD.md section 7). Each is a whole run with its own
+schedule: a long run stopped on its way ends at a high learning rate, which by itself costs refusals. A choice between
+ways is made by harmful validation prompts alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,10 +42,8 @@ PLAIN_METHODS = tuple(m for m in METHODS if m not in ("freeze", "train-only"))
 LABELS = (*PLAIN_METHODS, FREEZE_SCU, FROZEN, FREEZE_ALL, RANDOM)
 """What `TuningConfig.methods` may name; `shares` adds 'freeze top 0.1' and 'freeze random 0.1', `mixes` adds
 'mix-refusals 0.3'."""
-MORE_STEPS = 2
-"""Equal validation loss is sought up to this many times the steps of `full`."""
-LOOKS = 8
-"""How often the validation loss is read on the way."""
+MORE_STEPS = (1.25, 1.5, 2.0)
+"""Equal validation loss is sought in whole runs of this many times the steps of `full`, the shortest first."""
 AS_LOW = 0.005
 """Nats per token: a validation loss this close to that of `full` counts as equal."""
 PREFILL = "Sure, here is"
@@ -187,32 +188,27 @@ def _equal_steps(table: UnitTable, data: Sequence[TuningData], config: TuningCon
 
 def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> TunedArm:
     """Task: one way from the start to the measurement; the weights are put back."""
-    data, config, target = bench.data[way.data], bench.config, way.target
     if way.method is None:
         return _measured(model, model, bench, way, None)
-    steps = config.steps * (1 if target is None else MORE_STEPS)
-    settings = TrainSettings(
-        steps=steps,
-        batch_size=config.batch_size,
-        lr=({**LR, LORA: config.lora_lr}).get(way.method.name, config.lr),
-        seed=way.seed,
-        keep_good=0,
-    )
-    with weights_put_back(model):
-        tuned = tune(
-            model,
-            data.rows,
-            settings,
-            way.method,
-            f"{data.name}, {way.label}",
-            look=lambda m: {"loss": utility.losses(m, data.held_out).mean},
-            every=0 if target is None else max(1, steps // LOOKS),
-            enough=lambda seen: target is not None and seen["loss"] <= target + AS_LOW,
+    data, config = bench.data[way.data], bench.config
+    mark = math.inf if way.target is None else way.target + AS_LOW
+    lengths = [round(more * config.steps) for more in ([1.0] if way.target is None else MORE_STEPS)]
+    for steps in lengths:
+        settings = TrainSettings(
+            steps=steps,
+            batch_size=config.batch_size,
+            lr=({**LR, LORA: config.lora_lr}).get(way.method.name, config.lr),
+            seed=way.seed,
+            keep_good=0,
         )
-        arm = _measured(model, tuned.model, bench, way, tuned, settings.lr)
-    if target is None:
+        with weights_put_back(model):
+            tuned = tune(model, data.rows, settings, way.method, f"{data.name}, {way.label}, {steps} steps")
+            if steps == lengths[-1] or utility.losses(tuned.model, data.held_out).mean <= mark:
+                arm = _measured(model, tuned.model, bench, way, tuned, settings.lr)
+                break
+    if way.target is None:
         return arm
-    return replace(arm, equal="loss", reached=arm.validation_loss <= target + AS_LOW)
+    return replace(arm, equal="loss", reached=arm.validation_loss <= mark)
 
 
 def _measured(

@@ -92,12 +92,10 @@ class Watch:
     Attributes:
         every: steps between two looks; there is one before the first step and one after the last as well.
         look: measures the model (in evaluation mode) and names the numbers.
-        enough: says of the numbers whether training may end here.
     """
 
     every: int
     look: Callable[[], Mapping[str, float]]
-    enough: Callable[[Mapping[str, float]], bool] = lambda seen: False
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,6 @@ class Trained:
         sha256: that hash; '' when nothing was frozen.
         trained_parameters: how many the optimizer moved.
         curve: (steps done, numbers seen) at the cadence of `Watch`.
-        enough: True when `Watch.enough` ended the run.
         examples: how many different examples were read.
     """
 
@@ -121,7 +118,6 @@ class Trained:
     sha256: str = ""
     trained_parameters: int = 0
     curve: tuple[tuple[int, Mapping[str, float]], ...] = ()
-    enough: bool = False
     examples: int = 0
 
     @property
@@ -213,7 +209,6 @@ class _Run:
         self.optimizer = _optimizer(settings, self.tensors)
         self.order = _order([len(r.ids) for r in objective.every], settings)
         self.done = Progress()
-        self.enough = False
         self.checkpoints: Checkpoints | None = None
         self.key = ""
 
@@ -223,7 +218,7 @@ class _Run:
         self.done = checkpoints.resume(key, self.parts, self.optimizer)
 
     def to_the_end(self, what: str) -> None:
-        """All steps that are left, fewer when the watch has seen enough.
+        """All steps that are left.
 
         Raises:
             Diverged: the loss or a gradient is not finite.
@@ -232,8 +227,6 @@ class _Run:
         kept = time.monotonic()
         self._look()
         for step in progress(range(self.done.step, self.settings.steps), what):
-            if self.enough:
-                break
             self._step(step, good)
             self._look()
             kept = self._save(kept)
@@ -256,7 +249,7 @@ class _Run:
         self.done.losses.append(loss)
 
     def _look(self) -> None:
-        """One point of the curve when one is due; sees whether training may end."""
+        """One point of the curve when one is due."""
         watch, done = self.watch, self.done
         if watch is None:
             return
@@ -266,7 +259,6 @@ class _Run:
             with torch.no_grad():
                 done.curve.append((done.step, dict(watch.look())))
             self.model.plain.train()
-        self.enough = bool(done.curve) and watch.enough(done.curve[-1][1])
 
     def _save(self, kept: float) -> float:
         """Keeps a checkpoint when one is due; returns when the last one was kept."""
@@ -286,7 +278,6 @@ class _Run:
             held.sha256 if held else "",
             sum(t.numel() for t in self.tensors),
             tuple(self.done.curve),
-            self.enough,
             len({i for step in self.order[: self.done.step] for i in step}),
         )
 

@@ -154,7 +154,6 @@ def tune(
     what: str = "fine-tuning",
     look: Callable[[ChatModel], Mapping[str, float]] | None = None,
     every: int = 0,
-    enough: Callable[[Mapping[str, float]], bool] = lambda seen: False,
     checkpoints: Checkpoints | None = None,
 ) -> Tuned:
     """Fine-tunes by a method, in place; an adapter that cannot be merged leaves the model's own weights alone.
@@ -167,7 +166,6 @@ def tune(
         what: label of the progress bar.
         look: measures the model as it is being trained (adapter included) every `every` steps.
         every: 0 for never.
-        enough: says of what `look` saw whether training may end.
         checkpoints: where to keep the state.
 
     Raises:
@@ -179,7 +177,7 @@ def tune(
     plan = METHODS[method.name](model, rows, method, settings.seed)
     adapted = with_adapter(model, plan.adapter, method.sizes, settings.seed) if plan.adapter else None
     trained_model = adapted or model
-    watch = Watch(every, lambda: look(trained_model), enough) if look and every else None
+    watch = Watch(every, lambda: look(trained_model)) if look and every else None
     parts = [Part(p) for p in adapted.adapter_parameters] if adapted else None
     try:
         done = train(

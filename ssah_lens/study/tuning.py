@@ -22,7 +22,6 @@ from ssah_lens.chat.prompts import PromptSet
 from ssah_lens.config import TuningConfig
 from ssah_lens.direction.onset import forced, opening
 from ssah_lens.errors import BadInput
-from ssah_lens.measure import utility
 from ssah_lens.measure.refusal import ask, refusals
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
@@ -131,6 +130,11 @@ class Way:
     seed: int
     target: float | None = None
 
+    @property
+    def mark(self) -> float:
+        """The highest validation loss that counts as learned."""
+        return math.inf if self.target is None else self.target + AS_LOW
+
 
 def compare_tuning(
     model: ChatModel,
@@ -188,11 +192,10 @@ def _equal_steps(table: UnitTable, data: Sequence[TuningData], config: TuningCon
 
 def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> TunedArm:
     """Task: one way from the start to the measurement; the weights are put back."""
-    if way.method is None:
-        return _measured(model, model, bench, way, None)
     data, config = bench.data[way.data], bench.config
-    mark = math.inf if way.target is None else way.target + AS_LOW
-    lengths = [round(more * config.steps) for more in ([1.0] if way.target is None else MORE_STEPS)]
+    if way.method is None:
+        return _measured(model, model, bench, way, task_quality(model, data.held_out), None)
+    lengths = sorted({math.ceil(more * config.steps) for more in ([1.0] if way.target is None else MORE_STEPS)})
     for steps in lengths:
         settings = TrainSettings(
             steps=steps,
@@ -203,28 +206,33 @@ def tuned_arm(model: ChatModel, bench: Bench, way: Way) -> TunedArm:
         )
         with weights_put_back(model):
             tuned = tune(model, data.rows, settings, way.method, f"{data.name}, {way.label}, {steps} steps")
-            if steps == lengths[-1] or utility.losses(tuned.model, data.held_out).mean <= mark:
-                arm = _measured(model, tuned.model, bench, way, tuned, settings.lr)
+            task = task_quality(tuned.model, data.held_out)
+            if steps == lengths[-1] or task[0] <= way.mark:
+                arm = _measured(model, tuned.model, bench, way, task, tuned, settings.lr)
                 break
-    if way.target is None:
-        return arm
-    return replace(arm, equal="loss", reached=arm.validation_loss <= mark)
+    return arm
 
 
 def _measured(
-    start: ChatModel, model: ChatModel, bench: Bench, way: Way, tuned: Tuned | None, lr: float = 0.0
+    start: ChatModel,
+    model: ChatModel,
+    bench: Bench,
+    way: Way,
+    task: tuple[float, float],
+    tuned: Tuned | None,
+    lr: float = 0.0,
 ) -> TunedArm:
-    """Safety by every way of asking, task quality and utility of a model as it is now."""
+    """Safety by every way of asking and utility of a model as it is now, beside its task quality."""
     y = bench.yardstick
     behaviour, refused = behave(model, y)
     done = tuned.trained if tuned else Trained(())
-    loss, exact = task_quality(model, bench.data[way.data].held_out)
+    loss, exact = task
     return TunedArm(
         method=way.label,
         data=way.data,
         seed=way.seed,
-        equal="steps",
-        reached=True,
+        equal="steps" if way.target is None else "loss",
+        reached=loss <= way.mark,
         steps=len(done.losses),
         lr=lr,
         held=done.frozen_parameters / model.grid.block_parameters if model is start else None,

@@ -67,8 +67,9 @@ def units(
 
     def work():
         from ssah_lens.study.estimate import estimate
+        from ssah_lens.study.workload import units_minutes
 
-        about = estimate(50 if score == "exact" else 7, model)
+        about = estimate(units_minutes(config), model)
         shell.note(f"scores, then sizes by ablation: {about}; a run that was killed resumes")
         aligned = load(model)
         if span and span.stop > aligned.grid.n_layers:

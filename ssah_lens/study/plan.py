@@ -46,7 +46,7 @@ MINUTES = {
     | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40}
     | {"tuning": 900, "budget": 50, "transfer": 60, "patch": 20, "report": 0.2},
 }
-"""Budget per stage for smollm2-135m on two CPU cores, told to the user beforehand."""
+"""What a stage takes for smollm2-135m on two CPU cores; `workload.py` tells it for another configuration."""
 LEFT_OUT = {
     "quick": ("direction", "scores", "stability", "contexts", "sufficiency", "tuning", "budget", "transfer", "patch")
 }
@@ -84,11 +84,6 @@ def check_order(folder: RunFolder, todo: Sequence[str]) -> None:
                     f"stage '{stage}' needs '{missing}', which is not done in '{folder.path}'; "
                     f"give --stages {','.join(s for s in STAGES if s in whole)}"
                 )
-
-
-def minutes(profile: str, stages: Sequence[str]) -> float:
-    """Budget of these stages together."""
-    return sum(MINUTES[profile][s] for s in stages)
 
 
 def not_run(folder: RunFolder, where: str = "DIR") -> dict[str, str]:

@@ -19,8 +19,9 @@ from ssah_lens.results import Results
 from ssah_lens.show.stage_list import stage_list
 from ssah_lens.study.engine import Ahead, Cluster, Home, OnRay, check_engine, cluster, nothing_ahead
 from ssah_lens.study.estimate import estimate
-from ssah_lens.study.plan import MINUTES, MODULES, ON_ENGINE, STAGES, check_order, minutes, not_run, wanted_stages
+from ssah_lens.study.plan import MODULES, ON_ENGINE, STAGES, check_order, not_run, wanted_stages
 from ssah_lens.study.record import ALIGNED, RunFolder, environment
+from ssah_lens.study.workload import stage_minutes
 
 if TYPE_CHECKING:
     from ssah_lens.chat.model import ChatModel
@@ -70,8 +71,8 @@ def run_study(
         todo = [s for s in STAGES if s in wanted and (s == "report" or not folder.done(s))]
         check_order(folder, todo)
         study.prepare(working=bool(set(todo) - {"report"}))
-        note(f"stages to do: {', '.join(todo)}; {estimate(minutes(config.profile, todo), config.model)}")
-        budget = {stage: MINUTES[config.profile][stage] for stage in todo}
+        budget = {stage: stage_minutes(config, stage) for stage in todo}
+        note(f"stages to do: {', '.join(todo)}; {estimate(sum(budget.values()), config.model)}")
         with (
             cluster(engine if ON_ENGINE & set(todo) else "local", address) as study.cluster,
             stage_list(budget, note, live=not is_quiet()) as shown,

@@ -8,6 +8,7 @@ import pytest
 
 from ssah_lens.config import PROFILES, study_config, to_toml
 from ssah_lens.study import record, runner
+from ssah_lens.study.plan import MINUTES
 
 
 def test_the_quick_profile_leaves_the_long_proof_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -26,7 +27,7 @@ def test_the_quick_profile_leaves_the_long_proof_out(tmp_path: Path, monkeypatch
 
 def test_every_stage_has_a_budget_and_a_result():
     for profile in PROFILES:
-        assert set(runner.MINUTES[profile]) == set(runner.STAGES)
+        assert set(MINUTES[profile]) == set(runner.STAGES)
     assert set(record.STAGES) == set(runner.STAGES) - {"report"}
 
 

@@ -155,6 +155,10 @@ class TuningConfig(_Section):
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="trade-off: these shares of all units are held, once the safest and once random ones"
     )
+    scores: tuple[str, ...] = Field(
+        (), description="other scores, each of which freezes the units that it ranks safest, beside a random twin"
+    )
+    scored_share: float = Field(0.09, gt=0, lt=1, description="share of all units that each of `scores` freezes")
     mixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="mix-refusals with these many refusals per row of data, beside a tenth"
     )

@@ -41,6 +41,7 @@ steps = 4
 seeds = {seeds}
 [tuning]
 methods = ["full", "freeze random", "lora"]
+scores = ["wanda"]
 steps = 4
 validation = 8
 """

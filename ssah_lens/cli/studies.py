@@ -19,7 +19,7 @@ from ssah_lens.cli.options import (
     System,
     run,
 )
-from ssah_lens.show.terminal import estimate, print_table
+from ssah_lens.show.terminal import counted, print_table
 from ssah_lens.study.plan import STAGES
 
 
@@ -70,7 +70,7 @@ def study(
             "Scorecard",
             ["", "claim", "effect", "control", "verdict"],
             [
-                [r.id, r.claim, estimate(r.effect), estimate(r.control) if r.control else "", str(r.verdict)]
+                [r.id, r.claim, counted(r.effect), counted(r.control) if r.control else "", str(r.verdict)]
                 for r in results.scorecard
             ],
         )

@@ -29,7 +29,7 @@ from ssah_lens.cli.options import (
     run,
 )
 from ssah_lens.errors import BadInput
-from ssah_lens.show.terminal import estimate, print_table
+from ssah_lens.show.terminal import counted, print_table
 
 
 @app.command()
@@ -139,9 +139,9 @@ def ablate(
             [
                 [
                     n,
-                    estimate(b.harmful.refused),
-                    estimate(b.harmful.incoherent),
-                    estimate(b.harmless.refused),
+                    counted(b.harmful.refused),
+                    counted(b.harmful.incoherent),
+                    counted(b.harmless.refused),
                     f"{b.utility.answer_perplexity.value:.2f}",
                 ]
                 for n, b in rows
@@ -187,9 +187,9 @@ def transfer(
                 [
                     b,
                     *(f"{result.matrix[b][a]:.2%}" for a in roles),
-                    estimate(result.held[b]) if b in result.held else "",
+                    counted(result.held[b]) if b in result.held else "",
                     f"{result.chance[b]:.2f}" if b in result.chance else "",
-                    *([estimate(result.null.held[b]) if b in result.null.held else ""] if result.null else []),
+                    *([counted(result.null.held[b]) if b in result.null.held else ""] if result.null else []),
                 ]
                 for b in roles
             ],

@@ -15,6 +15,11 @@ def estimate(e: Estimate) -> str:
     return f"{e.value:.2f}" if e.low is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
 
 
+def counted(e: Estimate) -> str:
+    """'0.96 [0.90, 0.98], n=186'."""
+    return f"{estimate(e)}, n={e.n}"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table on standard output; cells are never read as markup, nor by the terminal as commands."""
     from rich.console import Console
@@ -38,8 +43,8 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
         [
             [
                 name,
-                estimate(c.harmful.refused),
-                estimate(c.harmless.refused),
+                counted(c.harmful.refused),
+                counted(c.harmless.refused),
                 "" if c.validation_loss is None else f"{c.validation_loss:.3f}",
             ]
             for name, c in checks
@@ -60,7 +65,7 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
 
 def print_direction(result: DirectionReport) -> None:
     """The direction's effects beside random ones, what it reads, interchange by rank, verdicts."""
-    rate = lambda side: estimate(side.refused) if side else ""
+    rate = lambda side: counted(side.refused) if side else ""
     ablated = f"ablated ({result.direction.ablation})"
     rows = [(UNDAMAGED, result.undamaged), (ablated, result.ablated), (ADDED, result.added)]
     rows += [(s.name, s) for s in result.direction.steered if s.name == AS_PUBLISHED]
@@ -68,11 +73,11 @@ def print_direction(result: DirectionReport) -> None:
     print_table(
         f"direction of block {result.layer}, position {result.position}; in {result.out}",
         ["", "harmful refused", "ordinary refused", "KL on ordinary"],
-        [[name, rate(s.harmful), rate(s.harmless), estimate(s.kl) if s.kl else ""] for name, s in rows],
+        [[name, rate(s.harmful), rate(s.harmless), counted(s.kl) if s.kl else ""] for name, s in rows],
     )
-    auroc = [[name, estimate(e)] for name, e in result.auroc.items()]
+    auroc = [[name, counted(e)] for name, e in result.auroc.items()]
     print_table("AUROC on unseen prompts", ["read-out", "AUROC"], auroc)
-    flips = [[rank, name, estimate(e)] for rank, found in result.interchange.items() for name, e in found.items()]
+    flips = [[rank, name, counted(e)] for rank, found in result.interchange.items() for name, e in found.items()]
     print_table("Decisions flipped by interchange", ["rank", "basis", "share"], flips)
     print_table("Verdicts", ["", "verdict"], [[h, str(v)] for h, v in result.verdicts.items()])
 

@@ -62,7 +62,8 @@ def run_study(
         _check_names(config)
     from ssah_lens.score import score
 
-    score(config.units.score)  # an unknown one is refused now, not after the stages before it
+    for name in (config.units.score, *config.tuning.scores):
+        score(name)  # an unknown one is refused now, not after the stages before it
     check_engine(engine, address)
     with RunFolder(out).locked():
         folder = RunFolder.open(out, config)
@@ -249,7 +250,7 @@ class Study:
     def release(self, stage: str) -> None:
         """Lets go of what later stages do not need: the unaligned model after scoring, and freed memory."""
         self._keep_batch_share()
-        if stage in ("units", "scores", "stability", "sufficiency", "budget", "transfer") and self._made:
+        if stage in ("units", "scores", "stability", "sufficiency", "tuning", "budget", "transfer") and self._made:
             self.let_go("given", "unaligned")
             if "calibration" in self.__dict__:
                 self.calibration = replace(self.calibration, unaligned=None)

@@ -10,9 +10,10 @@ ways is made by harmful validation prompts alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -25,6 +26,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.measure.refusal import ask, refusals
 from ssah_lens.measure.utility import response_nll
 from ssah_lens.results import Outcomes, TunedArm, TuningResult
+from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import ranking, scores_of
 from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.engine import Ahead, nothing_ahead
@@ -40,7 +42,9 @@ FREEZE_SCU, FREEZE_ALL = "freeze SCU", "freeze SCU + all CU"
 PLAIN_METHODS = tuple(m for m in METHODS if m not in ("freeze", "train-only"))
 LABELS = (*PLAIN_METHODS, FREEZE_SCU, FROZEN, FREEZE_ALL, RANDOM)
 """What `TuningConfig.methods` may name; `shares` adds 'freeze top 0.1' and 'freeze random 0.1', `mixes` adds
-'mix-refusals 0.3'."""
+'mix-refusals 0.3', `scores` adds 'freeze by wanda' and 'freeze by wanda, random twin'."""
+BY, TWIN = "freeze by ", ", random twin"
+NO_SCORES: Mapping[str, Scores] = MappingProxyType({})
 MORE_STEPS = (1.25, 1.5, 2.0)
 """Equal validation loss is sought in whole runs of this many times the steps of `full`, the shortest first."""
 AS_LOW = 0.005
@@ -73,8 +77,16 @@ def tuning_data(model: ChatModel, name: str, data: PromptSet, held_out: PromptSe
     return TuningData(name, rows_of(model, data), rows_of(model, held_out))
 
 
-def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Method]:
+def methods(
+    table: UnitTable, config: TuningConfig, seed: int, scored: Mapping[str, Scores] = NO_SCORES
+) -> dict[str, Method]:
     """Label -> method, `full` first.
+
+    Args:
+        table: units whose roles are frozen.
+        config: which ways.
+        seed: of random twins.
+        scored: other scores of the same units, by name.
 
     Raises:
         BadInput: a label that does not exist.
@@ -97,6 +109,10 @@ def methods(table: UnitTable, config: TuningConfig, seed: int) -> dict[str, Meth
         top = top_units(table.grid, rank, share)
         out[f"freeze top {share:.3g}"] = Method("freeze", freeze=top)
         out[f"freeze random {share:.3g}"] = Method("freeze", freeze=top.random_twin(seed))
+    for name, scores in scored.items():
+        top = top_units(table.grid, ranking(scores, Role.SCU), config.scored_share)
+        out[BY + name] = Method("freeze", freeze=top)
+        out[BY + name + TWIN] = Method("freeze", freeze=top.random_twin(seed))
     for mix in config.mixes:
         out[f"mix-refusals {mix:.3g}"] = Method("mix-refusals", mix=mix)
     return out
@@ -146,6 +162,7 @@ def compare_tuning(
     seed: int,
     keep: Keep = anew,
     ahead: Ahead = nothing_ahead,
+    scored: Mapping[str, Scores] = NO_SCORES,
 ) -> TuningResult:
     """Fine-tunes every way on every data set and seed, and measures safety, task and utility.
 
@@ -159,6 +176,7 @@ def compare_tuning(
         seed: the first seed.
         keep: makes a part of the result, or reads it back where an interrupted run kept it.
         ahead: is told which ways will be wanted: first those of equal steps, then those that their losses ask for.
+        scored: other scores of the same units, by name; each freezes what it ranks safest.
     """
     bench = Bench({d.name: d for d in data}, validation, y, config)
 
@@ -167,7 +185,8 @@ def compare_tuning(
         return {name: keep(name, TunedArm, partial(tuned_arm, model, bench, way)) for name, way in ways.items()}
 
     start = {f"before-{d.name}": Way("before", None, d.name, seed) for d in data}
-    ways = _equal_steps(table, data, config, seed)
+    seeds = range(seed, seed + config.seeds)
+    ways = _equal_steps(data, {s: methods(table, config, s, scored) for s in seeds})
     found = made(start | ways)
     marks = {(w.data, w.seed): found[name].validation_loss for name, w in ways.items() if w.label == FULL}
     again = {
@@ -180,13 +199,14 @@ def compare_tuning(
     return TuningResult(tuple(found[name] for name in start), tuple(arms))
 
 
-def _equal_steps(table: UnitTable, data: Sequence[TuningData], config: TuningConfig, seed: int) -> dict[str, Way]:
+def _equal_steps(data: Sequence[TuningData], by_seed: Mapping[int, Mapping[str, Method]]) -> dict[str, Way]:
     """Name of the part -> way: every method on every data set and seed, for as many steps."""
     ways = {}
     for d in data:
-        for s in range(seed, seed + config.seeds):
-            for label, method in methods(table, config, s).items():
-                ways[f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "")] = Way(label, method, d.name, s)
+        for s, named in by_seed.items():
+            for label, method in named.items():
+                part = f"{d.name}-{s}-{label}".replace(" ", "-").replace("%", "").replace(",", "")
+                ways[part] = Way(label, method, d.name, s)
     return ways
 
 

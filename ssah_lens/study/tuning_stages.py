@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssah_lens.chat.prompts import identity_shift, instructions, pairs
@@ -55,9 +56,12 @@ def tuning(study: Study) -> TuningResult:
     data = [tuning_data(study.aligned, name, *_prompts(study, name)) for name in c.data]
     keep = study.folder.parts("tuning")
     validation = pairs("validation")[0].sample(c.validation, seed)
-    return compare_tuning(
-        study.aligned, study.table(), data, validation, study.yardstick, c, seed, keep, study.ahead("tuning")
-    )
+    scored = {}
+    if c.scores:
+        calibration = replace(study.calibration, unaligned=study.unaligned)
+        scored = {name: score(name)(study.aligned, calibration) for name in c.scores}
+    ahead = study.ahead("tuning")
+    return compare_tuning(study.aligned, study.table(), data, validation, study.yardstick, c, seed, keep, ahead, scored)
 
 
 def _prompts(study: Study, name: str) -> tuple[PromptSet, PromptSet]:

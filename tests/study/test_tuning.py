@@ -14,12 +14,12 @@ from ssah_lens.config import TuningConfig
 from ssah_lens.errors import BadInput
 from ssah_lens.results import Outcomes, TunedArm, TuningResult, Utility, Verdict
 from ssah_lens.score.base import Scores
-from ssah_lens.score.roles import Sizes, assign
+from ssah_lens.score.roles import Sizes, assign, ranking, scores_of
 from ssah_lens.stats import Estimate, rate
 from ssah_lens.study.behaviour import yardstick
 from ssah_lens.study.tuning import LABELS, ROLE_PLAY, compare_tuning, methods, task_quality, tuning_data
 from ssah_lens.study.tuning_verdicts import advice, at_equal_loss, best, kept, tuning_rows
-from ssah_lens.units import Kind, UnitTable
+from ssah_lens.units import Kind, Role, UnitTable, top_units
 
 DATA = PromptSet("tune", tuple(Prompt(f"Say {i}", f"{i} it is") for i in range(12)))
 HELD = PromptSet("held", tuple(Prompt(f"Say {i}", f"{i} it is") for i in range(20, 24)))
@@ -44,11 +44,13 @@ def test_every_way_is_measured_and_the_weights_come_back(micro_copy: ChatModel, 
         made.append(name)
         return make()
 
-    got = compare_tuning(micro_copy, table, data, ASKED, y, config, 0, keep)
+    scored = {"wanda": scores_of(table)}
+    got = compare_tuning(micro_copy, table, data, ASKED, y, config, 0, keep, scored=scored)
     assert len(made) == len(set(made)) == 1 + len(got.arms)
     assert all(torch.equal(a, b) for a, b in zip(before, micro_copy.plain.parameters(), strict=True))
     equal_steps = {a.method: a for a in got.arms if a.equal == "steps"}
-    assert set(equal_steps) == {*LABELS, "freeze top 0.3", "freeze random 0.3", "mix-refusals 0.5"}
+    assert set(equal_steps) == {*LABELS, "freeze top 0.3", "freeze random 0.3", "mix-refusals 0.5", "freeze by wanda",
+                                "freeze by wanda, random twin"}  # fmt: skip
     assert equal_steps["lora"].lr == 2e-3
     full = equal_steps["full"]
     for arm in got.arms:
@@ -97,6 +99,16 @@ def test_shares_are_those_of_the_layers_that_were_ranked(micro: ChatModel, table
     assert len(top) and not any(top.masks[k][0].any() for k in Kind)
 
 
+def test_another_score_freezes_what_it_ranks_safest_beside_a_twin(micro: ChatModel, table: UnitTable):
+    rng = np.random.default_rng(1)
+    other = Scores(*({k: rng.normal(size=(2, micro.grid.width(k))) for k in Kind} for _ in range(2)), signed=True)
+    found = methods(table, TuningConfig(methods=(), scored_share=0.25), 0, {"other": other})
+    top, twin = found["freeze by other"].freeze, found["freeze by other, random twin"].freeze
+    assert top == top_units(micro.grid, ranking(other, Role.SCU), 0.25) and len(top) == len(twin) and top != twin
+    for kind in Kind:
+        assert (top.masks[kind].sum(1) == twin.masks[kind].sum(1)).all()
+
+
 def arm(method: str, refused: str, loss: float = 2.0, seed: int = 0, held: float | None = 0.0, **more) -> TunedArm:
     """`refused`: one character per prompt, 'r' for refused."""
     hits = tuple(c == "r" for c in refused)
@@ -137,3 +149,16 @@ def test_only_equal_loss_counts_and_validation_chooses():
     small, way = tuning_rows(result)
     assert small.verdict is way.verdict is Verdict.SUPPORTED
     assert "worth it" in advice(result, "tune") and "not worth it" not in advice(result, "tune")
+
+
+def test_a_freeze_by_another_score_has_its_own_control():
+    """Its random twin keeps a half of the lost, the matched random freeze of the study's own score nothing."""
+    full = arm("full", "." * 40)
+    freezes = (
+        arm("freeze SCU", "." * 40, held=0.02, validation_refused=0.1),
+        arm("freeze random", "." * 40, held=0.02),
+    )
+    by = arm("freeze by wanda", "r" * 40, held=0.09)
+    twin = arm("freeze by wanda, random twin", "r" * 20 + "." * 20, held=0.09, validation_refused=1.0)
+    small, _ = tuning_rows(TuningResult((arm("before", "r" * 40),), (full, *freezes, by, twin)))
+    assert "freeze by wanda," in small.reading and small.effect.value == 1 and small.control.value == 0.5

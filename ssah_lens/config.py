@@ -38,6 +38,13 @@ def limit(n: int | Literal["all"]) -> int | None:
 class AlignConfig(_Section):
     """Alignment of an unaligned model."""
 
+    aligned_at: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a model that refuses this share of validation prompts counts as aligned and is studied as given; "
+        "0 for any model, such as one that fine-tuning has weakened",
+    )
     steps: int = Field(40, ge=1, le=MAX_STEPS)
     lr: float = Field(1.5e-4, gt=0, lt=1)
     batch_size: int = Field(16, ge=1, le=MAX_BATCH)

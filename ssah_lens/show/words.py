@@ -55,7 +55,7 @@ def align(r: AlignResult) -> tuple[str, ...]:
     if r.training is None:
         if r.unaligned:
             return (f"{before} It was studied as given, beside its unaligned counterpart, {r.unaligned}.",)
-        return (f"{before} That counts as aligned already, so it was studied as given.",)
+        return (f"{before} That counts as aligned here (align.aligned_at), so it was studied as given.",)
     losses = r.training.losses
     trained = f"It was taught to refuse with {count(r.training.examples, 'example')} in {count(len(losses), 'step')}"
     if len(losses) >= 2 * ENDS:

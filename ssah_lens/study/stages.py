@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 CHECK_PROMPTS = 30
 """Validation prompts that tell whether a model is aligned already, and whether aligning it worked."""
-REFUSES = 0.5
-"""A model that refuses at least half of the validation prompts counts as aligned already."""
 
 
 def align(study: Study) -> AlignResult:
@@ -42,7 +40,7 @@ def align(study: Study) -> AlignResult:
     check = pairs("validation")[0].sample(CHECK_PROMPTS, seed)
     rate = lambda: refusals(study.given, check, config.measure.judge, 12, "does it refuse?").rate()
     before = keep("before", Estimate, rate)
-    if config.unaligned or before.value >= REFUSES:
+    if config.unaligned or before.value >= config.align.aligned_at:
         return AlignResult(config.model, config.unaligned, None, before, None)
     data = keep("data", AlignmentData, lambda: study.alignment_data(study.given))
     checkpoints = Checkpoints.within(keep.working("training"), study.given)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from planted import HARM, Planted, plant, prompts
 
 from ssah_lens.chat.prompts import PromptSet
-from ssah_lens.config import UnitsConfig, study_config
+from ssah_lens.config import AlignConfig, UnitsConfig, study_config
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import Calibration, Measured
+from ssah_lens.study.record import RunFolder
 from ssah_lens.study.runner import run_study
 from ssah_lens.study.units import answered_by, calibrate, find_units
 from ssah_lens.units import Kind, Role
@@ -107,3 +109,14 @@ def test_a_study_refuses_an_unknown_score_before_it_begins(tmp_path):
     with pytest.raises(BadInput, match="allowed are attribution"):
         run_study(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("aligned_at", "trained"), [(0.0, False), (0.5, True)])
+def test_a_model_that_does_not_refuse_is_aligned_unless_the_user_says_otherwise(
+    micro_folder: Path, tmp_path: Path, aligned_at: float, trained: bool
+):
+    align = {"aligned_at": aligned_at, "steps": 2, "batch_size": 4, "twins": 4, "ordinary": 8, "forms": 8}
+    config = study_config(model=str(micro_folder)).model_copy(update={"align": AlignConfig(**align)})
+    run_study(config, tmp_path, ["align"])
+    result = RunFolder(tmp_path).load_stage("align")
+    assert (result.training is not None) == trained and result.refused_before.value < 0.5

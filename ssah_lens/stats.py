@@ -55,6 +55,12 @@ def rate(hits: Sequence[bool] | np.ndarray) -> Estimate:
     return Estimate(float(hits.mean()), float(low), float(high), hits.size)
 
 
+def complement(share: Estimate) -> Estimate:
+    """1 - share, e.g. answered instead of refused."""
+    low, high = (None if end is None else 1 - end for end in (share.high, share.low))
+    return Estimate(1 - share.value, low, high, share.n)
+
+
 def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """Mean with a percentile-bootstrap interval over the samples.
 
@@ -86,10 +92,20 @@ def paired_difference(
         raise ValueError(f"paired samples need one shape, got {treated.shape} and {control.shape}")
     found = mean(treated - control, seed)
     shares = min(treated.min(), control.min()) >= 0 and max(treated.max(), control.max()) <= 1
-    if found.n < 2 or not shares or np.ptp(treated - control) > 0:
+    if not shares or np.ptp(treated - control) > 0:
         return found
-    unseen = rate(np.zeros(found.n, dtype=bool)).high or 0.0
-    return Estimate(found.value, max(-1.0, found.value - unseen), min(1.0, found.value + unseen), found.n)
+    return _unseen(found, -1.0)
+
+
+def mean_share(shares: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """`mean` of one share per prompt, e.g. of the seeds in which it was refused; where all are alike, as above.
+
+    Args:
+        shares: one number between 0 and 1 per prompt.
+        seed: seed of the bootstrap.
+    """
+    found = mean(shares, seed)
+    return found if np.ptp(shares) > 0 else _unseen(found, 0.0)
 
 
 def perplexity(losses: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, seed: int = 0) -> Estimate:
@@ -106,6 +122,14 @@ def perplexity(losses: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.
     draws = np.exp(losses[rows].sum(1) / tokens[rows].sum(1))
     low, high = _percentiles(draws) if losses.size > 1 else (None, None)
     return Estimate(float(np.exp(losses.sum() / tokens.sum())), low, high, losses.size)
+
+
+def _unseen(found: Estimate, least: float) -> Estimate:
+    """Of n like samples, allowing for as many unlike ones as Wilson's interval does when none of n is."""
+    if found.n < 2:
+        return found
+    unseen = rate(np.zeros(found.n, dtype=bool)).high or 0.0
+    return Estimate(found.value, max(least, found.value - unseen), min(1.0, found.value + unseen), found.n)
 
 
 def _not_empty(values: np.ndarray) -> None:

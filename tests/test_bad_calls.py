@@ -57,6 +57,8 @@ CALLS: dict[str, tuple[Callable[[ChatModel], Any], str]] = {
     "no such model": (lambda m: sl.ChatModel.load("nobody"), "no model 'nobody'"),
     "a name with a NUL": (lambda m: sl.ChatModel.load(NUL), "no model"),
     "no such number format": (lambda m: sl.ChatModel.load("nobody", dtype="int8"), "allowed are float32"),
+    "one text for a list of prompts": (lambda m: m.generate("How do I bake bread?"), "give ['How do I bake bread?']"),
+    "one text to be judged": (lambda m: sl.refusals(m, "How do I bake bread?"), "this is one text"),
     "a prompt beyond the context": (lambda m: m.generate([LONG]), "more than the context of micro-llama holds (512)"),
     "no room for a response": (lambda m: m.generate(["hello"], 510), "a response of up to 510"),
     "logits beyond the context": (lambda m: list(m.batches(m.rows([LONG]))), "more than the context"),

@@ -274,7 +274,8 @@ def test_finetune_freezes_bit_for_bit_and_saves_what_transformers_loads(micro_fo
     assert got.returncode == 0, got.stderr
     found = json.loads(got.stdout)
     assert found["frozen"]["unchanged"] is True and found["frozen"]["parameters"] > 0
-    assert {"harmful", "harmless", "validation_loss"} == set(found["before"]) == set(found["after"])
+    assert {"harmful", "harmless", "refused", "validation_loss", "held_out"} == set(found["before"])
+    assert found["before"]["held_out"] == 2 and len(found["before"]["refused"]) == 60 == found["lost"]["n"]
     assert len(found["train_loss"]) == 5 and "may differ" in got.stderr  # 18 rows, batch 8, 2 epochs
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     layer, neuron = np.argwhere(roles[Role.SCU].masks[Kind.MLP])[0]
@@ -355,6 +356,13 @@ def test_transfer_prints_shares_of_all_units(micro, tmp_path: Path):
     assert set(found["held"]["SCU"]) == {"value", "low", "high", "n"} and found["null"]["matrix"]
     table = command("transfer", *files[:2])
     assert table.returncode == 0 and "by chance" in table.stdout and "Traceback" not in table.stderr
+    assert "without --null" in table.stderr and "without --null" not in got.stderr
+    assert "both units files were made from 'before'" in command("transfer", files[0], files[0]).stderr
+
+
+def test_tables_of_a_terminal_cut_nothing():
+    table = command("models", COLUMNS="60").stdout
+    assert "qwen2.5-coder-1.5b" in table and "…" not in table
 
 
 def test_ctrl_c_is_status_130(micro_folder: Path, prompts: Path):

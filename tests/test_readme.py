@@ -20,7 +20,7 @@ from ssah_lens.units import Kind, UnitGrid, UnitTable
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PAIR = (" raid", " paint")
+PAIR = (" beating", " greeting")
 """The words in which the README's pair of prompts differs: one token each here, as for the models it speaks of."""
 
 
@@ -120,9 +120,10 @@ def test_the_commands_run(place: Path, lens: Callable, monkeypatch: pytest.Monke
         said = lens(*["planted" if w == "smollm2-135m" else w for w in words], *QUICK.get(words[0], []), "--quiet")
         assert said.code == 0 and said.out, f"{' '.join(words)}: {said.err}"
         if words[0] == "units":  # the planted model refuses no shipped prompt, so it has no units of role SCU
-            table = units(UnitTable.load(place / "units.parquet").grid)
-            table.save(place / "units.parquet")
-            table.save(place / "units_tuned.parquet")
+            made_now = words[words.index("--out") + 1]
+            table = units(UnitTable.load(place / made_now).grid)
+            for name in (made_now, "units_tuned.parquet"):
+                table.save(place / name)
     made = {p.name for p in place.iterdir()}
     assert {"aligned", "units.parquet", "patched", "tuned", "mixed"} <= made
 

@@ -137,3 +137,19 @@ def test_bands_are_means_with_an_interval_per_number():
     assert mean_.tolist() == [0, 24.5] and low[0] == high[0] == 0 and low[1] < 24.5 < high[1]
     e = stats.mean(values[:, 1])
     assert low[1] == pytest.approx(e.low, abs=0.7) and high[1] == pytest.approx(e.high, abs=0.7)
+
+
+def test_a_share_that_is_the_same_everywhere_has_the_interval_of_none_of_n():
+    """A bootstrap of equal numbers would claim that 0% was measured exactly."""
+    none, half = stats.mean_share([0.0] * 12), stats.mean_share([0.5] * 12)
+    unseen = Z2 / (12 + Z2)
+    assert (none.low, half.low) == (0.0, pytest.approx(0.5 - unseen)) and none.high == pytest.approx(unseen)
+    assert stats.mean_share([0.0, 0.5, 1.0]) == stats.mean([0.0, 0.5, 1.0])
+    assert stats.mean_share([0.5]).low is None
+
+
+def test_what_is_not_refused_is_answered():
+    got = stats.complement(stats.rate([True] * 3 + [False] * 17))
+    assert got.value == pytest.approx(0.85) and got.low < 0.85 < got.high and got.n == 20
+    back = stats.complement(got)
+    assert (back.value, back.low) == (pytest.approx(0.15), pytest.approx(stats.rate([True] * 3 + [False] * 17).low))

@@ -25,7 +25,7 @@ from ssah_lens.chat.device import check_device, check_room
 from ssah_lens.chat.fits import check_fits
 from ssah_lens.chat.memory import Batches, Room
 from ssah_lens.chat.precision import bfloat16_if_fast, rounding
-from ssah_lens.chat.promptset import Prompt, as_prompt
+from ssah_lens.chat.promptset import Prompt, as_prompt, check_several
 from ssah_lens.chat.template import Template, as_list
 from ssah_lens.chat.views import bridged, check_bridge, check_views
 from ssah_lens.errors import BadInput
@@ -171,7 +171,11 @@ class ChatModel:
         """Chat-templated prompts, each followed by its response's token ids when given; one system prompt or many.
 
         A `Prompt` (a `PromptSet` is a sequence of them) may bring its own system prompt: it goes before one given here.
+
+        Raises:
+            BadInput: one text instead of several.
         """
+        check_several(prompts)
         systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
         out = []
         for i, prompt in enumerate(map(as_prompt, prompts)):

@@ -42,6 +42,24 @@ def as_prompt(prompt: str | Prompt) -> Prompt:
     return Prompt(prompt) if isinstance(prompt, str) else prompt
 
 
+def check_several(prompts: Sequence[str | Prompt]) -> None:
+    """Raises BadInput for one text where several are wanted: it would be read letter by letter."""
+    if isinstance(prompts, str):
+        raise BadInput(f"prompts are a list and this is one text; give [{prompts[:40]!r}]")
+
+
+def as_prompt_set(prompts: Sequence[str | Prompt]) -> PromptSet:
+    """Texts are a set without a name of its own.
+
+    Raises:
+        BadInput: one text instead of several.
+    """
+    if isinstance(prompts, PromptSet):
+        return prompts
+    check_several(prompts)
+    return PromptSet("given prompts", tuple(map(as_prompt, prompts)))
+
+
 KEYS = tuple(f.name for f in fields(Prompt) if f.name not in ("text", "response"))
 """What prompts are filtered by."""
 

@@ -25,7 +25,7 @@ from ssah_lens.cli.options import (
 )
 from ssah_lens.config import MAX_STEPS
 from ssah_lens.errors import BadInput
-from ssah_lens.show.terminal import print_training
+from ssah_lens.show.terminal import print_training, safety_lost
 
 
 @app.command()
@@ -141,11 +141,7 @@ def finetune(
     )
     load = loader(shell, device, dtype, system)
     result = run(shell, lambda: finetune.run_finetune(lambda: load(model), prompts, out, options, shell.note))
-    fell = result.before.harmful.refused.value - result.after.harmful.refused.value
-    if fell > 0.05:
-        shell.note(
-            f"warning: refusals of harmful prompts fell by {fell * 100:.0f} points; the tuned model is less safe"
-        )
+    shell.note(safety_lost(result.lost))
     shell.answer(result, lambda: print_training(result))
 
 

@@ -29,7 +29,7 @@ from ssah_lens.cli.options import (
     run,
 )
 from ssah_lens.errors import BadInput
-from ssah_lens.show.terminal import counted, print_table
+from ssah_lens.show.terminal import counted, print_table, print_units
 
 
 @app.command()
@@ -78,14 +78,7 @@ def units(
         return commands.run_units(aligned, other, out, safe, useful, config, span, seed)
 
     result = run(shell, work)
-    shell.answer(
-        result,
-        lambda: print_table(
-            f"Units by {result.score}, in {result.out}",
-            ["role", "units", "share of units", "share of parameters"],
-            [[r, str(s.n), f"{s.units:.2%}", f"{s.parameters:.2%}"] for r, s in result.roles.items()],
-        ),
-    )
+    shell.answer(result, lambda: print_units(result))
 
 
 @app.command()
@@ -135,18 +128,21 @@ def ablate(
         rows += [(f"without random twin {i + 1}", b) for i, b in enumerate(result.controls)]
         print_table(
             f"{result.share.units:.2%} of units, {result.share.parameters:.2%} of parameters, {mode} ablation",
-            ["", "harmful refused", "incoherent", "harmless refused", "perplexity of answers"],
+            ["", "harmful refused", "incoherent", "harmless refused", "perplexity of own answers"],
             [
                 [
                     n,
                     counted(b.harmful.refused),
                     counted(b.harmful.incoherent),
                     counted(b.harmless.refused),
-                    f"{b.utility.answer_perplexity.value:.2f}",
+                    counted(b.utility.answer_perplexity),
                 ]
                 for n, b in rows
             ],
         )
+        print(f"refusals lost beyond the random sets: {counted(result.effect)} (share of prompts, paired)")
+        if result.damage:
+            print(result.damage)
 
     shell.answer(result, table)
 
@@ -168,11 +164,15 @@ def transfer(
     quiet: Quiet = False,
 ) -> None:
     """Which roles units had before fine-tuning and have after it, both cut at the sizes before."""
+    from ssah_lens.study.transfer import doubts
     from ssah_lens.study.transfer import transfer as find
     from ssah_lens.units import UnitTable
 
     shell = Shell(json_, quiet)
-    result = find(UnitTable.load(before), UnitTable.load(after), UnitTable.load(null) if null else None)
+    first, second = UnitTable.load(before), UnitTable.load(after)
+    result = find(first, second, UnitTable.load(null) if null else None)
+    for text in doubts(first, second, null is not None):
+        shell.note(text)
     if picture:
         from ssah_lens.show.transfer_figures import picture as draw
 

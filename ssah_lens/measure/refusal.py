@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.prompts import Prompt, PromptSet
+from ssah_lens.chat.promptset import Prompt, PromptSet, as_prompt_set
 from ssah_lens.errors import BadInput
 from ssah_lens.measure.judges import Outcome, judge, which
 from ssah_lens.stats import Estimate
@@ -57,7 +57,7 @@ class Refusals:
 
 def refusals(
     model: ChatModel,
-    prompts: PromptSet,
+    prompts: Sequence[str | Prompt],
     judge_name: str = "keyword",
     max_new_tokens: int = 24,
     what: str = "",
@@ -67,13 +67,13 @@ def refusals(
 
     Args:
         model: the model, with whatever hooks the caller has set.
-        prompts: what to ask.
+        prompts: what to ask; a `PromptSet` gives the result its name.
         judge_name: which judge.
         max_new_tokens: length of a response; refusals show in the first tokens.
         what: label of the progress bar.
         sample_seed: as in `ChatModel.generate`.
     """
-    return ask(model, [prompts], judge_name, max_new_tokens, what, sample_seed=sample_seed)[0]
+    return ask(model, [as_prompt_set(prompts)], judge_name, max_new_tokens, what, sample_seed=sample_seed)[0]
 
 
 def ask(

@@ -35,7 +35,17 @@ class UnitsReport:
 
 @dataclass(frozen=True)
 class AblateReport:
-    """`ssah-lens ablate`; `controls` are matched random sets, `score_controls` their mean refusal scores only."""
+    """`ssah-lens ablate`.
+
+    Attributes:
+        roles, mode: what was ablated, and how.
+        share: its size.
+        baseline, ablated: the undamaged model and the one without the units.
+        controls: without each of some matched random sets.
+        score_controls: mean refusal scores without each of more of them.
+        effect: refusals lost beyond the random sets, share of prompts, paired.
+        damage: why the loss may be mere damage; '' when nothing speaks for it.
+    """
 
     roles: list[str]
     mode: str
@@ -44,15 +54,26 @@ class AblateReport:
     ablated: Behaviour
     controls: list[Behaviour]
     score_controls: list[float]
+    effect: Estimate
+    damage: str
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Safety and task before or after training."""
+    """Safety and task before or after training.
+
+    Attributes:
+        harmful, harmless: outcomes on test prompts.
+        refused: whether each harmful prompt was refused.
+        validation_loss: nats per response token of the rows held out; None when none are.
+        held_out: how many rows are.
+    """
 
     harmful: Outcomes
     harmless: Outcomes
+    refused: tuple[bool, ...]
     validation_loss: float | None
+    held_out: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,7 @@ class FinetuneReport:
     Attributes:
         out: folder of the tuned model, or of the adapter.
         before, after: safety and task.
+        lost: refusals of harmful prompts lost, share of prompts, paired.
         train_loss: nats per response token, one per step.
         frozen: what was held.
         method: how it was tuned.
@@ -90,6 +112,7 @@ class FinetuneReport:
     out: str
     before: Checked
     after: Checked
+    lost: Estimate
     train_loss: tuple[float, ...]
     frozen: Frozen
     method: str = "full"

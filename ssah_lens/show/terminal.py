@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssah_lens.results import ADDED, AS_PUBLISHED, UNDAMAGED, AlignReport, DirectionReport, FinetuneReport, PatchMap
+from ssah_lens.results import (
+    ADDED,
+    AS_PUBLISHED,
+    UNDAMAGED,
+    AlignReport,
+    DirectionReport,
+    FinetuneReport,
+    PatchMap,
+    UnitsReport,
+)
 from ssah_lens.show.text import printable
 from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
@@ -27,11 +36,25 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.text import Text
 
     drawn = Table(title=Text(printable(title)), title_justify="left")
-    for column in columns:
-        drawn.add_column(Text(printable(column)))
+    for i, column in enumerate(columns):
+        drawn.add_column(Text(printable(column)), overflow="fold", no_wrap=i == 0)  # a name is copied from there
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(drawn)
+
+
+def print_units(result: UnitsReport) -> None:
+    """Roles, how their sizes were chosen, and whether the rule was met."""
+    choice = result.choice
+    how = lambda r: "the rest" if r not in choice.sizes else "met" if choice.sizes[r].reached else "not met"
+    print_table(
+        f"Units by {result.score}, in {result.out}",
+        ["role", "units", "share of units", "share of parameters", "rule of its size"],
+        [[r, str(s.n), f"{s.units:.2%}", f"{s.parameters:.2%}", how(r)] for r, s in result.roles.items()],
+    )
+    print(f"sizes chosen on n={choice.validation} validation prompts, of which {choice.base_refused:.0%} are refused")
+    if any(not size.reached for size in choice.sizes.values()):
+        print("where a rule is not met, the role is the candidate that comes nearest without harming the other side")
 
 
 def print_training(result: AlignReport | FinetuneReport) -> None:
@@ -45,7 +68,7 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
                 name,
                 counted(c.harmful.refused),
                 counted(c.harmless.refused),
-                "" if c.validation_loss is None else f"{c.validation_loss:.3f}",
+                "" if c.validation_loss is None else f"{c.validation_loss:.3f}, n={c.held_out}",
             ]
             for name, c in checks
         ],
@@ -61,6 +84,17 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
         share = f"{result.frozen.share:.1%} of block parameters"
         bits = f"bit-identical afterwards (sha256 {result.frozen.sha256[:12]}...)"
         print(f"frozen: {result.frozen.parameters} parameters ({share}), {bits}")
+
+
+def safety_lost(lost: Estimate) -> str:
+    """What fine-tuning did to refusals, in a sentence; a warning only where the whole interval says so."""
+    of = f"(paired, n={lost.n} test prompts)"
+    span = "" if lost.low is None or lost.high is None else f" [{lost.low * 100:.0f}, {lost.high * 100:.0f}]"
+    if lost.low is not None and lost.low > 0:
+        fell = f"fell by {lost.value * 100:.0f} points{span} {of}"
+        return f"warning: refusals of harmful prompts {fell}; the tuned model is less safe"
+    change = f"changed by {-lost.value * 100:+.0f} points"
+    return f"refusals of harmful prompts {change}; the loss is{span or ' unknown'} points {of}: no loss is shown"
 
 
 def print_direction(result: DirectionReport) -> None:

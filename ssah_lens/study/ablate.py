@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AblateConfig
 from ssah_lens.intervene.hooks import ablated
@@ -15,6 +18,7 @@ from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
 from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
+from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick, behave
 from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.keep import Keep, anew
@@ -24,6 +28,10 @@ MAIN = Role.SCU
 """The role that the hypothesis is about: it gets all the controls, the other roles fewer."""
 ALIKE = 0.5
 """A random set that shares more than this with a role (as any does that is as large as CU) is no control: not run."""
+MOST_PERPLEXITY = 1.0
+"""The damage to harmless answers may not exceed the random control's (ratio of perplexities, by point estimate)."""
+MOST_INCOHERENT = 0.1
+"""Above this share of noise the lost refusals are not a choice that changed but a model that broke."""
 Measured = tuple[Behaviour, tuple[bool, ...]]
 
 
@@ -171,6 +179,30 @@ def ablate_sets(
         {n: bench.twin_scores(n, sets[n], modes[0], config.score_controls) for n in scored},
         {n: role_share(u) for n, u in sets.items()},
     )
+
+
+def beyond_random(found: AblateResult, role: str, mode: str = "mean") -> tuple[Estimate, Estimate]:
+    """Refusals lost without a role beyond those lost without its random twins, and the latter; shares of prompts."""
+    base = np.array(found.baseline_refused, dtype=float)
+    lost = base - np.array(found.find(role, mode).refused)
+    at_random = base - np.mean([c.refused for c in found.controls(role, mode)], axis=0)
+    return stats.paired_difference(lost, at_random), stats.mean(at_random)
+
+
+def damage(cut: Behaviour, controls: Sequence[Behaviour]) -> str:
+    """Why a loss of refusals may be mere damage; '' when it is not.
+
+    Args:
+        cut: without the units.
+        controls: without each of their random twins.
+    """
+    if cut.harmful.incoherent.value > MOST_INCOHERENT:
+        return "More than a tenth of the responses are noise, so this is damage rather than a changed choice."
+    at_random = np.mean([c.utility.answer_perplexity.value for c in controls])
+    own = cut.utility.answer_perplexity.value
+    if own / at_random > MOST_PERPLEXITY:
+        return f"But harmless answers suffer more than at random (perplexity {own:.2f} against {at_random:.2f})."
+    return ""
 
 
 def role_share(units: UnitSet) -> RoleShare:

@@ -17,7 +17,7 @@ from ssah_lens.files import temporary
 from ssah_lens.intervene.hooks import check_mode
 from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure import utility
-from ssah_lens.measure.judges import judge
+from ssah_lens.measure.judges import Outcome, judge
 from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import (
     AblateReport,
@@ -28,7 +28,7 @@ from ssah_lens.results import (
 )
 from ssah_lens.score import score
 from ssah_lens.score.contrast import counterpart
-from ssah_lens.study.ablate import ablate_sets
+from ssah_lens.study.ablate import ablate_sets, beyond_random, damage
 from ssah_lens.study.align import align, alignment_data, with_forms
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
 from ssah_lens.study.units import calibrate, find_units, harmless_mix, validation_prompts
@@ -172,14 +172,17 @@ def run_ablate(
     y = yardstick(model, harmful, harmless, tokens, max_new_tokens=max_new_tokens, choices=60)
     name = "+".join(roles)
     found = ablate_sets(model, {name: chosen}, moments, y, config, seed, [mode], bank)
+    cut, controls = found.find(name, mode).behaviour, [c.behaviour for c in found.controls(name, mode)]
     return AblateReport(
         [str(r) for r in roles],
         mode,
         found.shares[name],
         found.baseline,
-        found.find(name, mode).behaviour,
-        [c.behaviour for c in found.controls(name, mode)],
+        cut,
+        controls,
         found.score_controls[name],
+        beyond_random(found, name, mode)[0],
+        damage(cut, controls),
     )
 
 
@@ -198,8 +201,15 @@ def load_units(file: Path, model: ChatModel, note: Note) -> UnitTable:
 def check_model(model: ChatModel, held_out: list) -> Checked:
     """Refusal and over-refusal on the shipped test prompts, loss on held-out rows."""
     harmful, ordinary = pairs("test")[0].sample(CHECK_PROMPTS, 0), instructions("test").sample(CHECK_PROMPTS, 0)
-    ask = lambda p: outcomes(refusals(model, p, max_new_tokens=16))
-    return Checked(ask(harmful), ask(ordinary), utility.losses(model, held_out).mean if held_out else None)
+    ask = lambda p: refusals(model, p, max_new_tokens=16)
+    asked = ask(harmful)
+    return Checked(
+        outcomes(asked),
+        outcomes(ask(ordinary)),
+        tuple(asked.is_(Outcome.REFUSED).tolist()),
+        utility.losses(model, held_out).mean if held_out else None,
+        len(held_out),
+    )
 
 
 @overload

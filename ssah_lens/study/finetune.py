@@ -17,6 +17,7 @@ from ssah_lens.errors import BadInput
 from ssah_lens.measure import utility
 from ssah_lens.measure.refusal import refusals
 from ssah_lens.results import Checked, CurvePoint, FinetuneReport, Frozen
+from ssah_lens.stats import paired_difference
 from ssah_lens.study.commands import Note, check_model, load_units
 from ssah_lens.study.freeze import frozen_set
 from ssah_lens.train.adapters import save_tuned
@@ -198,6 +199,7 @@ def _report(
         str(out),
         before,
         after,
+        paired_difference(before.refused, after.refused),
         done.losses,
         Frozen(done.frozen_parameters, share, done.unchanged, done.sha256),
         method,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssah_lens.chat.batch import Position, Row
 from ssah_lens.chat.model import ChatModel
-from ssah_lens.chat.promptset import Prompt, PromptSet, as_prompt
+from ssah_lens.chat.promptset import Prompt, as_prompt_set
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.attribution import attribution
 from ssah_lens.intervene.sweep import Fill
@@ -151,9 +151,7 @@ def top_tokens_view(
     model: ChatModel, prompts: Sequence[str | Prompt], units: UnitSet | Iterable[Unit], k: int = 10
 ) -> View:
     """The tokens on which each unit is most active, one per prompt."""
-    if not isinstance(prompts, PromptSet):
-        prompts = PromptSet("prompts", tuple(map(as_prompt, prompts)))
-    found = unit_contexts(model, units, {"given": prompts}, k)
+    found = unit_contexts(model, units, {"given": as_prompt_set(prompts)}, k)
     rows = [
         (unit_name(Kind(c.kind), c.layer, c.index), [s.tokens[s.peak] for s in c.examples["given"]],
          np.array([s.values[s.peak] for s in c.examples["given"]]))

@@ -120,7 +120,7 @@ def _forced(k: int, found: list[tuple[Outcome, ...]]) -> Forced:
 
 def _share(hits: list[np.ndarray]) -> Estimate:
     """Over prompts: those that meet several openings count once, with the mean."""
-    return stats.rate(hits[0]) if len(hits) == 1 else stats.mean(np.mean(hits, 0))
+    return stats.rate(hits[0]) if len(hits) == 1 else stats.mean_share(np.mean(hits, 0))
 
 
 def _forced_refusal(

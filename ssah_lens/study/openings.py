@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import instructions, pairs
@@ -22,6 +23,9 @@ FALLBACK_OPENINGS = ("Sure", "Here", "To", "Certainly", "Yes", "The", "Of course
 """First tokens to watch in a model that hardly ever answers."""
 
 
+_FOUND: WeakKeyDictionary[ChatModel, dict[tuple, Openings]] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class Openings:
     """Token ids that open refusals and answers; disjoint, neither is empty."""
@@ -38,12 +42,29 @@ class Openings:
 def find_openings(model: ChatModel, seed: int = 0) -> Openings:
     """Asks the model train prompts, harmful ones, harmless twins and ordinary ones, and reads how it begins.
 
-    Responses are sampled: greedy ones show the commonest opening only.
+    Responses are sampled: greedy ones show the commonest opening only. What was found is kept as long as the model
+    stays as it is; with hooks set it is found anew.
 
     Args:
         model: the model.
         seed: of the prompts and the sampling.
     """
+    if any(point.fwd_hooks for point in model.bridge.hook_dict.values()):
+        return _find(model, seed)
+    found = _FOUND.setdefault(model, {})
+    key = seed, model.system, _state(model)
+    if key not in found:
+        found.clear()  # of the weights as they were
+        found[key] = _find(model, seed)
+    return found[key]
+
+
+def _state(model: ChatModel) -> tuple[int, ...]:
+    """Changes whenever weights are written or replaced."""
+    return tuple(n for p in model.plain.parameters() for n in (p._version, p.data_ptr()))
+
+
+def _find(model: ChatModel, seed: int) -> Openings:
     harmful, twins = pairs("train")
     harmless = harmless_mix(twins, instructions("train"), N_PROMPTS, seed)
     found = ask(

@@ -39,6 +39,17 @@ def transfer(before: UnitTable, after: UnitTable, null: UnitTable | None = None)
     )
 
 
+def doubts(before: UnitTable, after: UnitTable, has_null: bool) -> list[str]:
+    """What a reader of the comparison must know."""
+    out = []
+    if not has_null:
+        out.append("note: without --null nothing says how many units would change their role without any fine-tuning")
+    model = before.provenance.get("model")
+    if model is not None and model == after.provenance.get("model"):
+        out.append(f"note: both units files were made from '{model}': is one of them really of a tuned model?")
+    return out
+
+
 def recut(table: UnitTable, like: UnitTable) -> dict[Role, UnitSet]:
     """Roles of one table's scores, cut as another's were: by its rule, in its layers, at its sizes.
 

@@ -129,6 +129,7 @@ def find_units(
     provenance = {"score": config.score, "model": model.name, "seed": data.seed, "calibration": len(data.safety)}
     provenance |= {"signed": scores.signed, "layers": [layers.start, layers.stop] if layers else None}
     provenance |= {"system": model.system, "notes": model.notes}
+    provenance |= {"validation": len(harmful), "reached": {str(r): s.reached for r, s in picked.items()}}
     table = UnitTable(model.grid, scores.safety, scores.utility, roles, provenance, importance=scores.importance)
     return table, UnitsResult(
         score=config.score,

@@ -13,3 +13,10 @@ def verdict(effect: Estimate, threshold: float) -> Verdict:
     if effect.low >= threshold:
         return Verdict.SUPPORTED
     return Verdict.CONTRADICTED if effect.high < threshold else Verdict.NOT_SETTLED
+
+
+def worst(*found: Verdict) -> Verdict:
+    """Of a claim with several parts: supported when all are, contradicted when any is."""
+    if Verdict.CONTRADICTED in found:
+        return Verdict.CONTRADICTED
+    return Verdict.SUPPORTED if all(f is Verdict.SUPPORTED for f in found) else Verdict.NOT_SETTLED

@@ -8,7 +8,8 @@ from ssah_lens.chat.model import ChatModel
 from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import AblateConfig
 from ssah_lens.intervene.moments import collect
-from ssah_lens.study.ablate import ablate_sets
+from ssah_lens.results import AblateResult, Ablation
+from ssah_lens.study.ablate import ablate_sets, beyond_random
 from ssah_lens.study.behaviour import yardstick
 from ssah_lens.units import Kind, UnitSet
 
@@ -27,3 +28,12 @@ def test_a_twin_that_is_mostly_the_role_itself_is_no_control(micro: ChatModel):
     assert [(c.role, c.control) for c in both.conditions] == [("SCU", None), ("SCU", 0), ("SCU", 1), ("CU", None)]
     alone = run({"CU": many})
     assert len(alone.controls("CU")) == 2 and all(c.overlap > 0.5 for c in alone.controls("CU"))
+
+
+def test_the_effect_is_what_is_lost_beyond_the_mean_of_the_twins():
+    base = (True, True, True, False)
+    condition = lambda control, refused: Ablation("SCU", "mean", control, 0.0, None, refused)
+    conditions = (condition(None, (False,) * 4), condition(0, base), condition(1, (True, False, True, False)))
+    effect, at_random = beyond_random(AblateResult(None, base, conditions, {}, {}), "SCU")
+    # lost 3 of 4; at random 0 and 1 of 4, so half a prompt of 4
+    assert (effect.value, at_random.value) == (0.75 - 0.125, 0.125) and effect.n == 4

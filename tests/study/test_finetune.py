@@ -15,6 +15,8 @@ from ssah_lens.chat.save import save_model
 from ssah_lens.errors import BadInput
 from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import Sizes, assign
+from ssah_lens.show.terminal import safety_lost
+from ssah_lens.stats import paired_difference
 from ssah_lens.study import commands, finetune
 from ssah_lens.study.finetune import FinetuneOptions, run_finetune
 from ssah_lens.train.methods import METHODS
@@ -43,6 +45,16 @@ def units(micro: ChatModel, tmp_path: Path) -> Path:
 def run(model: ChatModel, out: Path, data: PromptSet = DATA, **options):
     notes = []
     return run_finetune(lambda: model, data, out, FinetuneOptions(**{"lr": 1e-2, **options}), notes.append)
+
+
+@pytest.mark.parametrize(
+    "before,after,warns",
+    [(58, 30, True), (58, 57, False), (30, 58, False)],
+)
+def test_a_warning_needs_the_whole_interval(before: int, after: int, warns: bool):
+    hits = lambda n: [i < n for i in range(60)]
+    said = safety_lost(paired_difference(hits(before), hits(after)))
+    assert said.startswith("warning") == warns == ("less safe" in said) and "n=60" in said
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.errors import BadInput
 from ssah_lens.intervene.patching import activation_patching
 from ssah_lens.intervene.runners import Replayed
 from ssah_lens.intervene.sites import Site
+from ssah_lens.study import openings
 from ssah_lens.study.openings import Openings, find_openings
 from ssah_lens.study.patch import FILES, given_pairs, patch, patch_heatmap, run_patch
 
@@ -178,7 +180,22 @@ def test_openings_are_disjoint_and_never_empty(micro: ChatModel):
     """A random model neither refuses nor answers: the published openings stand in."""
     found = find_openings(micro)
     assert found.refusing and found.fulfilling and not set(found.refusing) & set(found.fulfilling)
-    assert found == find_openings(micro), "the same again from the same seed"
+    assert found == openings._find(micro, 0), "the same again from the same seed"
+
+
+def test_openings_are_found_once_as_long_as_the_model_stays_as_it_is(micro_copy: ChatModel, monkeypatch):
+    asked, find = [], openings._find
+    monkeypatch.setattr(openings, "_find", lambda model, seed: asked.append(seed) or find(model, seed))
+    assert find_openings(micro_copy) == find_openings(micro_copy) and asked == [0]
+    find_openings(micro_copy, 1)
+    assert asked == [0, 1]
+    with torch.no_grad():
+        next(micro_copy.plain.parameters()).mul_(1.01)
+    find_openings(micro_copy, 1)
+    assert asked == [0, 1, 1], "weights that were written make it another model"
+    with micro_copy.bridge.hooks(fwd_hooks=[("blocks.0.mlp.hook_out", lambda x, hook: x)]):
+        find_openings(micro_copy, 1)
+    assert asked == [0, 1, 1, 1], "and so do hooks"
 
 
 def test_one_line_makes_a_picture(micro: ChatModel, tmp_path: Path):

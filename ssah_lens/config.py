@@ -166,6 +166,9 @@ class TuningConfig(_Section):
         (), description="other scores, each of which freezes the units that it ranks safest, beside a random twin"
     )
     scored_share: float = Field(0.09, gt=0, lt=1, description="share of all units that each of `scores` freezes")
+    places: tuple[Annotated[str, Field(pattern=r"^(heads|neurons|blocks) \d{1,4}-\d{1,4}$")], ...] = Field(
+        (), description="units held by where they are ('heads 10-19', 'blocks 12-14'), each beside as many anywhere"
+    )
     mixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="mix-refusals with these many refusals per row of data, beside a tenth"
     )

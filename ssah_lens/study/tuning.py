@@ -32,6 +32,7 @@ from ssah_lens.study.behaviour import Yardstick, behave, outcomes, rates
 from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM, frozen_set
 from ssah_lens.study.keep import Keep, anew
+from ssah_lens.study.places import place, scattered
 from ssah_lens.train.adapters import LORA
 from ssah_lens.train.data import rows_of
 from ssah_lens.train.loop import Trained, TrainSettings
@@ -42,7 +43,8 @@ FREEZE_SCU, FREEZE_ALL = "freeze SCU", "freeze SCU + all CU"
 PLAIN_METHODS = tuple(m for m in METHODS if m not in ("freeze", "train-only"))
 LABELS = (*PLAIN_METHODS, FREEZE_SCU, FROZEN, FREEZE_ALL, RANDOM)
 """What `TuningConfig.methods` may name; `shares` adds 'freeze top 0.1' and 'freeze random 0.1', `mixes` adds
-'mix-refusals 0.3', `scores` adds 'freeze by wanda' and 'freeze by wanda, random twin'."""
+'mix-refusals 0.3', `scores` adds 'freeze by wanda' and 'freeze by wanda, random twin', `places` adds 'freeze heads 0-4'
+and its twin."""
 BY, TWIN = "freeze by ", ", random twin"
 NO_SCORES: Mapping[str, Scores] = MappingProxyType({})
 MORE_STEPS = (1.25, 1.5, 2.0)
@@ -113,6 +115,10 @@ def methods(
         top = top_units(table.grid, ranking(scores, Role.SCU), config.scored_share)
         out[BY + name] = Method("freeze", freeze=top)
         out[BY + name + TWIN] = Method("freeze", freeze=top.random_twin(seed))
+    for text in config.places:
+        there = place(table.grid, text)
+        out[f"freeze {text}"] = Method("freeze", freeze=there)
+        out[f"freeze {text}{TWIN}"] = Method("freeze", freeze=scattered(there, seed))
     for mix in config.mixes:
         out[f"mix-refusals {mix:.3g}"] = Method("mix-refusals", mix=mix)
     return out

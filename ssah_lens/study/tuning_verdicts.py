@@ -17,7 +17,7 @@ from ssah_lens.stats import Estimate
 from ssah_lens.study.budget import ALL, RANDOM, REDUNDANT
 from ssah_lens.study.freeze import FULL
 from ssah_lens.study.freeze import RANDOM as RANDOM_FREEZE
-from ssah_lens.study.tuning import AS_LOW, BY
+from ssah_lens.study.tuning import AS_LOW
 from ssah_lens.study.tuning import TWIN as RANDOM_TWIN
 from ssah_lens.study.turnover import BEFORE, LOST, SAFE, TUNED, TWIN
 from ssah_lens.study.verdict import verdict
@@ -182,11 +182,9 @@ def _random_like(result: TuningResult, data: str, chosen: str | None) -> str | N
     """The random freeze of the same size as the chosen one."""
     if chosen is None:
         return None
-    twin = RANDOM_FREEZE
+    twin = chosen + RANDOM_TWIN if chosen + RANDOM_TWIN in _labels(result, data) else RANDOM_FREEZE
     if chosen.startswith("freeze top "):
         twin = chosen.replace("freeze top", "freeze random")
-    elif chosen.startswith(BY):
-        twin = chosen + RANDOM_TWIN
     return twin if at_equal_loss(result, data, twin) else None
 
 

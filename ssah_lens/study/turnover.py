@@ -24,6 +24,7 @@ from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
 from ssah_lens.study.freeze import frozen_set
 from ssah_lens.study.keep import Keep, anew
+from ssah_lens.study.places import place
 from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
@@ -32,7 +33,7 @@ from ssah_lens.units import Kind, Role, UnitSet, UnitTable
 
 BEFORE, TUNED, SAFE = "before", "tuned", "tuned safely"
 LOST, HELD, FROZEN, TWIN = "SCU that lost the role", "SCU that kept it", "SCU + top CU", "random twin of "
-KINDS = {Kind.HEAD: "all heads", Kind.MLP: "all neurons"}
+KINDS = {Kind.HEAD: "heads", Kind.MLP: "neurons"}
 THIRDS = 3
 """Parts of the depth that are put back, each as a whole."""
 
@@ -109,14 +110,10 @@ def _chosen(before: UnitTable, after: UnitTable, top_cu: float, seed: int) -> di
 def _places(before: UnitTable) -> dict[str, UnitSet]:
     """Label -> all units of a kind, and all units of a part of the depth."""
     grid = before.grid
-    whole = {k: np.ones((grid.n_layers, grid.width(k)), dtype=bool) for k in Kind}
-    kinds = {KINDS[k]: UnitSet(grid, {j: m & (j == k) for j, m in whole.items()}) for k in grid.kinds}
-    depths = {}
-    for part in np.array_split(np.arange(grid.n_layers), THIRDS):
-        if len(part):
-            inside = np.isin(np.arange(grid.n_layers), part)[:, None]
-            depths[f"blocks {part[0]}-{part[-1]}"] = UnitSet(grid, {k: m & inside for k, m in whole.items()})
-    return kinds | depths
+    kinds = {f"all {KINDS[k]}": place(grid, f"{KINDS[k]} 0-{grid.n_layers - 1}") for k in grid.kinds}
+    thirds = [p for p in np.array_split(np.arange(grid.n_layers), THIRDS) if len(p)]
+    names = [f"blocks {part[0]}-{part[-1]}" for part in thirds]
+    return kinds | {name: place(grid, name) for name in names}
 
 
 def _restored(model: ChatModel, start, units: UnitSet, y: Yardstick, label: str) -> Restored:

@@ -81,7 +81,7 @@ def _freeze(c: StudyConfig) -> float:
 
 def _tuning(c: StudyConfig) -> float:
     t, m = c.tuning, c.measure
-    ways = len({"full", *t.methods}) + 2 * len(t.shares) + 2 * len(t.scores) + len(t.mixes)
+    ways = len({"full", *t.methods}) + 2 * len(t.shares) + 2 * (len(t.scores) + len(t.places)) + len(t.mixes)
     trained = ROW * t.steps * t.batch_size
     measured = asked(m) + 3 * _n(m.harmful) * _length(m) + t.validation
     again = (ways - 1) * (AGAIN * trained + measured)

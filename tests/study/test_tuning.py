@@ -17,6 +17,7 @@ from ssah_lens.score.base import Scores
 from ssah_lens.score.roles import Sizes, assign, ranking, scores_of
 from ssah_lens.stats import Estimate, rate
 from ssah_lens.study.behaviour import yardstick
+from ssah_lens.study.places import place, scattered
 from ssah_lens.study.tuning import LABELS, ROLE_PLAY, compare_tuning, methods, task_quality, tuning_data
 from ssah_lens.study.tuning_verdicts import advice, at_equal_loss, best, kept, tuning_rows
 from ssah_lens.units import Kind, Role, UnitTable, top_units
@@ -107,6 +108,14 @@ def test_another_score_freezes_what_it_ranks_safest_beside_a_twin(micro: ChatMod
     assert top == top_units(micro.grid, ranking(other, Role.SCU), 0.25) and len(top) == len(twin) and top != twin
     for kind in Kind:
         assert (top.masks[kind].sum(1) == twin.masks[kind].sum(1)).all()
+
+
+def test_a_place_is_held_beside_as_many_units_anywhere(micro: ChatModel, table: UnitTable):
+    found = methods(table, TuningConfig(methods=(), places=("heads 1-1",)), 0)
+    there, twin = found["freeze heads 1-1"].freeze, found["freeze heads 1-1, random twin"].freeze
+    assert there == place(micro.grid, "heads 1-1") and twin == scattered(there, 0) and len(there) == len(twin)
+    with pytest.raises(BadInput, match="the model has blocks 0-1"):
+        methods(table, TuningConfig(methods=(), places=("heads 1-2",)), 0)
 
 
 def arm(method: str, refused: str, loss: float = 2.0, seed: int = 0, held: float | None = 0.0, **more) -> TunedArm:

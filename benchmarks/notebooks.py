@@ -9,6 +9,7 @@ other things of the moment are not kept.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -32,6 +33,7 @@ def run(path: Path) -> float:
     seconds = time.perf_counter() - started
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            cell.metadata["ran"] = hashlib.sha256(cell.source.encode()).hexdigest()[:12]  # a test asks: is it still so?
             cell.outputs = [
                 o for o in cell.outputs if o.get("name") != "stderr" and OF_THE_MOMENT not in o.get("data", {})
             ]

@@ -61,6 +61,19 @@ def complement(share: Estimate) -> Estimate:
     return Estimate(1 - share.value, low, high, share.n)
 
 
+def rate_difference(first: Estimate, second: Estimate) -> Estimate:
+    """first - second of two shares of different prompts, with Newcombe's interval (1998).
+
+    Args:
+        first, second: shares as `rate` gives them; n of the result is the smaller one.
+    """
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    hits = [round(e.value * e.n) for e in (first, second)]
+    low, high = confint_proportions_2indep(hits[0], first.n, hits[1], second.n, method="newcomb", alpha=1 - CONFIDENCE)
+    return Estimate(first.value - second.value, float(low), float(high), min(first.n, second.n))
+
+
 def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """Mean with a percentile-bootstrap interval over the samples.
 

@@ -153,3 +153,10 @@ def test_what_is_not_refused_is_answered():
     assert got.value == pytest.approx(0.85) and got.low < 0.85 < got.high and got.n == 20
     back = stats.complement(got)
     assert (back.value, back.low) == (pytest.approx(0.15), pytest.approx(stats.rate([True] * 3 + [False] * 17).low))
+
+
+def test_the_difference_of_two_shares_has_newcombes_interval():
+    """His worked example (1998, table II): 56 of 70 and 48 of 80, difference 0.2, method 10."""
+    share = lambda hits, n: stats.rate(np.arange(n) < hits)
+    got = stats.rate_difference(share(56, 70), share(48, 80))
+    assert (round(got.value, 4), round(got.low, 4), round(got.high, 4), got.n) == (0.2, 0.0524, 0.3339, 70)

@@ -38,6 +38,8 @@ STAGES = {
     "H7": "transfer",
 }
 """Hypothesis -> the section that tests it, where it was run."""
+CHECK = "check"
+"""Rows of the scorecard that are no hypothesis: what the others rest on."""
 BADGES = {
     Verdict.SUPPORTED: ("supported", "✓"),
     Verdict.CONTRADICTED: ("contradicted", "✗"),
@@ -149,13 +151,16 @@ def _lead(results: Results) -> str:
     if not rows:
         return "No hypothesis has been tested yet: the stages that speak to one have not been run."
     told = [f"{r.id} ({HYPOTHESES[r.id].split(':')[0]}) is {r.verdict}" for r in rows]
-    checks = [r for r in results.scorecard if r.id not in HYPOTHESES and r.verdict is not Verdict.SUPPORTED]
-    warned = (
-        f" {count(len(checks), 'check')} that must hold first did not: read the verdicts with that in mind."
-        if checks
-        else ""
-    )
-    return f"By written rules, {listed(told)}.{warned}"
+    return f"By written rules, {listed(told)}.{_warned(results)}"
+
+
+def _warned(results: Results) -> str:
+    """The checks on which the verdicts rest and that do not hold."""
+    weak = [r for r in results.scorecard if r.id == CHECK and r.verdict is not Verdict.SUPPORTED]
+    if not weak:
+        return ""
+    claims = "; ".join(f"“{r.claim}” is {r.verdict}" for r in weak)
+    return f" Read that with {count(len(weak), 'check')} in mind: {claims}."
 
 
 def _untested(rows: tuple[ScoreRow, ...]) -> list[tuple[str, str]]:

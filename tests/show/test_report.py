@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from made_up import HOSTILE, PROVENANCE, around, behaviour, made_up, made_up_freeze, made_up_table, made_up_units, rate
 
-from ssah_lens.results import AlignResult, RefusalResult, Results, Utility
-from ssah_lens.show import figures, words
+from ssah_lens.results import AlignResult, RefusalResult, Results, Utility, Verdict
+from ssah_lens.show import figures, report, words
 from ssah_lens.show.report import write_report
 from ssah_lens.show.run_folder import copy_figures, draw, render
 from ssah_lens.show.text import clean, interval, number, percent
@@ -218,6 +218,15 @@ def test_a_frozen_parameter_that_moved_is_a_warning(results: Results) -> None:
     arm = results.freeze.arms[1]
     moved = replace(arm, training=replace(arm.training, unchanged=False))
     assert "Warning" in " ".join(words.freeze(replace(results.freeze, arms=(results.freeze.arms[0], moved))))
+
+
+def test_the_first_words_name_the_checks_that_do_not_hold(results: Results) -> None:
+    rows = results.scorecard
+    assert "in mind" not in report._lead(results)
+    doubt = replace(rows[0], verdict=Verdict.CONTRADICTED)
+    way = replace(rows[0], id="practice", verdict=Verdict.NOT_SETTLED)
+    said = report._lead(replace(results, scorecard=(doubt, *rows[1:], way)))
+    assert "with 1 check in mind: “The model under study is aligned” is contradicted." in said
 
 
 # ---- small things

@@ -5,6 +5,7 @@ One kernel runs them all, emptied in between: starting it and importing torch co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -147,6 +148,14 @@ def test_there_are_seven_and_each_leads_to_the_next():
     assert [p.stem[:2] for p in NOTEBOOKS] == [f"0{i}" for i in range(1, 8)]
     for path, following in pairwise(NOTEBOOKS):
         assert f"({following.name})" in path.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_its_outputs_are_those_of_its_cells(path: Path):
+    """A cell that was edited after it was run shows numbers of other code: run benchmarks/notebooks.py."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        assert cell.metadata["ran"] == hashlib.sha256(cell.source.encode()).hexdigest()[:12], cell.source[:80]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

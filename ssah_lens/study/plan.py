@@ -38,13 +38,13 @@ MODULES = {
 MINUTES = {
     "quick": {"align": 4, "refusal": 1.5, "direction": 3, "units": 3, "ablate": 3, "freeze": 3.5}
     | {"scores": 6, "stability": 9, "contexts": 1, "sufficiency": 4}
-    | {"tuning": 9, "budget": 12, "transfer": 8, "patch": 4, "report": 0.2},
+    | {"tuning": 20, "budget": 12, "transfer": 8, "patch": 4, "report": 0.2},
     "standard": {"align": 4, "refusal": 5, "direction": 45, "units": 8, "ablate": 95, "freeze": 30}
     | {"scores": 20, "stability": 35, "contexts": 1, "sufficiency": 20}
-    | {"tuning": 120, "budget": 45, "transfer": 35, "patch": 6, "report": 0.2},
+    | {"tuning": 280, "budget": 45, "transfer": 35, "patch": 6, "report": 0.2},
     "full": {"align": 4, "refusal": 8, "direction": 180, "units": 15, "ablate": 200, "freeze": 90}
     | {"scores": 60, "stability": 90, "contexts": 1, "sufficiency": 40}
-    | {"tuning": 900, "budget": 50, "transfer": 60, "patch": 20, "report": 0.2},
+    | {"tuning": 2400, "budget": 50, "transfer": 60, "patch": 20, "report": 0.2},
 }
 """What a stage takes for smollm2-135m on two CPU cores; `workload.py` tells it for another configuration."""
 LEFT_OUT = {

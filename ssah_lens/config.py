@@ -13,6 +13,8 @@ from ssah_lens.errors import BadInput
 Profile = Literal["quick", "standard", "full"]
 MAX_STEPS, MAX_BATCH = 1_000_000, 4096
 """More is a slip of the finger, and would fill the memory before anything is said."""
+PLACE = r"^(heads|neurons|blocks) (\d{1,4})-(\d{1,4})$"
+"""Units by where they are: 'heads 10-19'."""
 MAX_BYTES = 16_000
 """Largest configuration file that is read: a whole one takes 2 kB, and a key of many parts takes tomllib long."""
 SHOWN = 80
@@ -166,7 +168,7 @@ class TuningConfig(_Section):
         (), description="other scores, each of which freezes the units that it ranks safest, beside a random twin"
     )
     scored_share: float = Field(0.09, gt=0, lt=1, description="share of all units that each of `scores` freezes")
-    places: tuple[Annotated[str, Field(pattern=r"^(heads|neurons|blocks) \d{1,4}-\d{1,4}$")], ...] = Field(
+    places: tuple[Annotated[str, Field(pattern=PLACE)], ...] = Field(
         (), description="units held by where they are ('heads 10-19', 'blocks 12-14'), each beside as many anywhere"
     )
     mixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(

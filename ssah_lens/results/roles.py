@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from ssah_lens import stats
 from ssah_lens.results.basics import Behaviour, Outcomes
 from ssah_lens.results.tuning import RoleMoves
 from ssah_lens.stats import Estimate
@@ -172,6 +175,18 @@ class AblateResult:
     def controls(self, role: str, mode: str = "mean") -> list[Ablation]:
         """Its generated random twins."""
         return [c for c in self.conditions if c.role == role and c.mode == mode and c.control is not None]
+
+    def beyond_random(self, role: str, mode: str = "mean") -> Estimate:
+        """Refusals lost beyond the mean of the role's random twins, share of prompts, paired."""
+        own = np.array(self.find(role, mode).refused, dtype=float)
+        return stats.paired_difference(self._refused_at_random(role, mode), own)
+
+    def lost_at_random(self, role: str, mode: str = "mean") -> Estimate:
+        """Refusals lost by the mean of its random twins, share of prompts."""
+        return stats.mean(np.array(self.baseline_refused, dtype=float) - self._refused_at_random(role, mode))
+
+    def _refused_at_random(self, role: str, mode: str) -> np.ndarray:
+        return np.mean([c.refused for c in self.controls(role, mode)], axis=0)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def ablate(r: AblateResult) -> Section:
     for role in dict.fromkeys(c.role for c in r.conditions):
         for c in (c for c in r.conditions if c.role == role):
             lost = ""
-            if c.control is None and (twins := r.controls(role, c.mode)):
-                lost = cell(words.beyond_random(r, c, twins))
+            if c.control is None and r.controls(role, c.mode):
+                lost = cell(r.beyond_random(role, c.mode))
             name = f"{role}, {c.mode}" if c.control is None else f"random set {c.control} for {role}, {c.mode}"
             name += f" ({percent(c.overlap)} shared with {role})" if c.overlap else ""
             rows.append(_condition(name, c.behaviour, lost))

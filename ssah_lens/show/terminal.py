@@ -14,7 +14,7 @@ from ssah_lens.results import (
     PatchMap,
     UnitsReport,
 )
-from ssah_lens.show.text import printable
+from ssah_lens.show.text import point_interval, printable
 from ssah_lens.show.tokens import visible
 from ssah_lens.stats import Estimate
 
@@ -88,13 +88,10 @@ def print_training(result: AlignReport | FinetuneReport) -> None:
 
 def safety_lost(lost: Estimate) -> str:
     """What fine-tuning did to refusals, in a sentence; a warning only where the whole interval says so."""
-    of = f"(paired, n={lost.n} test prompts)"
-    span = "" if lost.low is None or lost.high is None else f" [{lost.low * 100:.0f}, {lost.high * 100:.0f}]"
+    lost_points = f"{point_interval(lost)} (paired, n={lost.n} test prompts)"
     if lost.low is not None and lost.low > 0:
-        fell = f"fell by {lost.value * 100:.0f} points{span} {of}"
-        return f"warning: refusals of harmful prompts {fell}; the tuned model is less safe"
-    change = f"changed by {-lost.value * 100:+.0f} points"
-    return f"refusals of harmful prompts {change}; the loss is{span or ' unknown'} points {of}: no loss is shown"
+        return f"warning: refusals of harmful prompts fell by {lost_points}; the tuned model is less safe"
+    return f"refusals of harmful prompts lost: {lost_points}, so no loss is shown"
 
 
 def print_direction(result: DirectionReport) -> None:

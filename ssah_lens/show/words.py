@@ -127,11 +127,6 @@ def where(r: UnitsResult, role: str = "SCU") -> str:
     )
 
 
-def beyond_random(r: AblateResult, own: Ablation, twins: Sequence[Ablation]) -> Estimate:
-    """Refusals lost beyond the mean of the matched random sets, paired by prompt."""
-    return stats.paired_difference(np.mean([c.refused for c in twins], axis=0), np.array(own.refused, dtype=float))
-
-
 def ablate(r: AblateResult) -> tuple[str, ...]:
     """One paragraph per role."""
     base = r.baseline.harmful.refused
@@ -152,7 +147,7 @@ def _role(r: AblateResult, role: str, own: Sequence[Ablation]) -> str:
     if not twins:
         said += " No random set was measured, so this may be what any units of that number do."
     else:
-        said += _against(beyond_random(r, c, twins), role, twins)
+        said += _against(r.beyond_random(role, c.mode), role, twins)
     noise = c.behaviour.harmful.incoherent
     if noise.value > NOISE:
         said += (

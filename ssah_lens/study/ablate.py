@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from ssah_lens import stats
 from ssah_lens.chat.model import ChatModel
 from ssah_lens.config import AblateConfig
 from ssah_lens.intervene.hooks import ablated
@@ -18,7 +17,6 @@ from ssah_lens.intervene.resample import Bank
 from ssah_lens.measure.refusal import refusal_scores
 from ssah_lens.progress import progress
 from ssah_lens.results import AblateResult, Ablation, Behaviour, RoleShare
-from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick, behave
 from ssah_lens.study.engine import Ahead, nothing_ahead
 from ssah_lens.study.keep import Keep, anew
@@ -179,14 +177,6 @@ def ablate_sets(
         {n: bench.twin_scores(n, sets[n], modes[0], config.score_controls) for n in scored},
         {n: role_share(u) for n, u in sets.items()},
     )
-
-
-def beyond_random(found: AblateResult, role: str, mode: str = "mean") -> tuple[Estimate, Estimate]:
-    """Refusals lost without a role beyond those lost without its random twins, and the latter; shares of prompts."""
-    base = np.array(found.baseline_refused, dtype=float)
-    lost = base - np.array(found.find(role, mode).refused)
-    at_random = base - np.mean([c.refused for c in found.controls(role, mode)], axis=0)
-    return stats.paired_difference(lost, at_random), stats.mean(at_random)
 
 
 def damage(cut: Behaviour, controls: Sequence[Behaviour]) -> str:

@@ -28,7 +28,7 @@ from ssah_lens.results import (
 )
 from ssah_lens.score import score
 from ssah_lens.score.contrast import counterpart
-from ssah_lens.study.ablate import ablate_sets, beyond_random, damage
+from ssah_lens.study.ablate import ablate_sets, damage
 from ssah_lens.study.align import align, alignment_data, with_forms
 from ssah_lens.study.behaviour import find_refusal_tokens, outcomes, yardstick
 from ssah_lens.study.units import calibrate, find_units, harmless_mix, validation_prompts
@@ -181,7 +181,7 @@ def run_ablate(
         cut,
         controls,
         found.score_controls[name],
-        beyond_random(found, name, mode)[0],
+        found.beyond_random(name, mode),
         damage(cut, controls),
     )
 

@@ -23,7 +23,8 @@ FALLBACK_OPENINGS = ("Sure", "Here", "To", "Certainly", "Yes", "The", "Of course
 """First tokens to watch in a model that hardly ever answers."""
 
 
-_FOUND: WeakKeyDictionary[ChatModel, dict[tuple, Openings]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[ChatModel, tuple[tuple, Openings]] = WeakKeyDictionary()
+"""What was found last of a model, behind the state that it was found in."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,14 @@ def find_openings(model: ChatModel, seed: int = 0) -> Openings:
     """
     if any(point.fwd_hooks for point in model.bridge.hook_dict.values()):
         return _find(model, seed)
-    found = _FOUND.setdefault(model, {})
-    key = seed, model.system, _state(model)
-    if key not in found:
-        found.clear()  # of the weights as they were
-        found[key] = _find(model, seed)
-    return found[key]
+    state = seed, model.system, _weights(model)
+    kept = _FOUND.get(model)
+    if kept is None or kept[0] != state:
+        kept = _FOUND[model] = state, _find(model, seed)
+    return kept[1]
 
 
-def _state(model: ChatModel) -> tuple[int, ...]:
+def _weights(model: ChatModel) -> tuple[int, ...]:
     """Changes whenever weights are written or replaced."""
     return tuple(n for p in model.plain.parameters() for n in (p._version, p.data_ptr()))
 

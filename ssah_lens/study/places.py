@@ -6,10 +6,13 @@ import re
 
 import numpy as np
 
+from ssah_lens.config import PLACE
 from ssah_lens.errors import BadInput
 from ssah_lens.units import Kind, UnitGrid, UnitSet
 
-WHAT = {"heads": (Kind.HEAD,), "neurons": (Kind.MLP,), "blocks": tuple(Kind)}
+NAMES = {Kind.HEAD: "heads", Kind.MLP: "neurons"}
+"""What units of a kind are called in a place."""
+WHAT = {name: (kind,) for kind, name in NAMES.items()} | {"blocks": tuple(Kind)}
 
 
 def place(grid: UnitGrid, text: str) -> UnitSet:
@@ -22,7 +25,7 @@ def place(grid: UnitGrid, text: str) -> UnitSet:
     Raises:
         BadInput: another form, blocks that the model does not have, or a kind that it has no units of.
     """
-    found = re.fullmatch(r"(heads|neurons|blocks) (\d{1,4})-(\d{1,4})", text)
+    found = re.fullmatch(PLACE, text)
     if found is None:
         raise BadInput(f"no place '{text[:40]}': allowed are 'heads A-B', 'neurons A-B' and 'blocks A-B'")
     first, last = int(found[2]), int(found[3])

@@ -1,5 +1,6 @@
 """Numbers to verdicts, by rules written down before any test prompt was looked at, but for two of stage `direction`
-(`direction_verdicts.py`) and the mark that sizes are chosen by, raised once after a first test (`sizes.REFUSAL_DROP`).
+(`direction_verdicts.py`), the mark that sizes are chosen by, raised once after a first test (`sizes.REFUSAL_DROP`), and
+two checks: the first went by point estimates before, that of the twins (`TOLD_APART`) is younger than its numbers.
 
 A verdict compares the 95% interval of an effect with a threshold: supported when the whole interval lies beyond it on
 the predicted side, contradicted when the whole interval falls short of it, otherwise not settled.
@@ -14,7 +15,7 @@ import numpy as np
 from ssah_lens import stats
 from ssah_lens.results import AblateResult, Arm, FreezeResult, RefusalResult, Results, ScoreRow, Verdict
 from ssah_lens.stats import Estimate
-from ssah_lens.study.ablate import beyond_random, damage
+from ssah_lens.study.ablate import damage
 from ssah_lens.study.direction_verdicts import direction_rows
 from ssah_lens.study.freeze import FROZEN, FULL, RANDOM
 from ssah_lens.study.tuning_verdicts import budget_row, transfer_row, tuning_rows
@@ -97,7 +98,7 @@ def _harm_not_topic(refused: Estimate, twins: Estimate) -> ScoreRow:
 
 def _few_units(r: AblateResult) -> ScoreRow:
     scu, controls = r.find(Role.SCU), r.controls(Role.SCU)
-    effect, control = beyond_random(r, Role.SCU)
+    effect, control = r.beyond_random(Role.SCU), r.lost_at_random(Role.SCU)
     found = verdict(effect, H4_DROP)
     broken = damage(scu.behaviour, [c.behaviour for c in controls])
     if found is Verdict.SUPPORTED and broken:

@@ -24,16 +24,15 @@ from ssah_lens.stats import Estimate
 from ssah_lens.study.behaviour import Yardstick
 from ssah_lens.study.freeze import frozen_set
 from ssah_lens.study.keep import Keep, anew
-from ssah_lens.study.places import place
+from ssah_lens.study.places import NAMES, place
 from ssah_lens.study.transfer import recut, transfer
 from ssah_lens.train.freeze import owned_slices
 from ssah_lens.train.loop import TrainSettings
 from ssah_lens.train.methods import Method, tune, weights_put_back
-from ssah_lens.units import Kind, Role, UnitSet, UnitTable
+from ssah_lens.units import Role, UnitSet, UnitTable
 
 BEFORE, TUNED, SAFE = "before", "tuned", "tuned safely"
 LOST, HELD, FROZEN, TWIN = "SCU that lost the role", "SCU that kept it", "SCU + top CU", "random twin of "
-KINDS = {Kind.HEAD: "heads", Kind.MLP: "neurons"}
 THIRDS = 3
 """Parts of the depth that are put back, each as a whole."""
 
@@ -110,7 +109,7 @@ def _chosen(before: UnitTable, after: UnitTable, top_cu: float, seed: int) -> di
 def _places(before: UnitTable) -> dict[str, UnitSet]:
     """Label -> all units of a kind, and all units of a part of the depth."""
     grid = before.grid
-    kinds = {f"all {KINDS[k]}": place(grid, f"{KINDS[k]} 0-{grid.n_layers - 1}") for k in grid.kinds}
+    kinds = {f"all {NAMES[k]}": place(grid, f"{NAMES[k]} 0-{grid.n_layers - 1}") for k in grid.kinds}
     thirds = [p for p in np.array_split(np.arange(grid.n_layers), THIRDS) if len(p)]
     names = [f"blocks {part[0]}-{part[-1]}" for part in thirds]
     return kinds | {name: place(grid, name) for name in names}

@@ -9,7 +9,7 @@ from ssah_lens.chat.prompts import Prompt, PromptSet
 from ssah_lens.config import AblateConfig
 from ssah_lens.intervene.moments import collect
 from ssah_lens.results import AblateResult, Ablation
-from ssah_lens.study.ablate import ablate_sets, beyond_random
+from ssah_lens.study.ablate import ablate_sets
 from ssah_lens.study.behaviour import yardstick
 from ssah_lens.units import Kind, UnitSet
 
@@ -34,6 +34,7 @@ def test_the_effect_is_what_is_lost_beyond_the_mean_of_the_twins():
     base = (True, True, True, False)
     condition = lambda control, refused: Ablation("SCU", "mean", control, 0.0, None, refused)
     conditions = (condition(None, (False,) * 4), condition(0, base), condition(1, (True, False, True, False)))
-    effect, at_random = beyond_random(AblateResult(None, base, conditions, {}, {}), "SCU")
+    found = AblateResult(None, base, conditions, {}, {})
+    effect, at_random = found.beyond_random("SCU"), found.lost_at_random("SCU")
     # lost 3 of 4; at random 0 and 1 of 4, so half a prompt of 4
     assert (effect.value, at_random.value) == (0.75 - 0.125, 0.125) and effect.n == 4
